@@ -1,0 +1,254 @@
+"""Kernel signatures: the shapes and types that decide the generated code, nothing else.
+
+A signature holds no scale and no zero point. Those are arguments, so that layers of one shape share one kernel, one tuning
+record and one piece of machine code. ``ARGS`` of each class names its arguments in order; the arithmetic is in ``reference``.
+
+Activations are NHWC. ``x``, ``a``, ``b`` and ``y`` are dtypes: ``int8``, ``uint8`` (storage type ``q + 128`` of targets whose
+dot product wants unsigned operands) or ``float32``. Every value in a ``quant`` argument is in the storage domain. ``quant`` is
+int32, ``multiplier``, ``scale`` and ``bounds`` are float32.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeAlias
+
+import msgspec
+
+
+class Spec(msgspec.Struct, frozen=True, tag_field="op"):
+    """Base of all kernel signatures."""
+
+    ARGS: ClassVar[tuple[str, ...]]
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    @property
+    def out_dtype(self) -> str:
+        return str(getattr(self, "y"))  # noqa: B009  every concrete class has the field
+
+    @property
+    def ops(self) -> int:
+        """Arithmetic operations, a multiply-add counted as two; 0 where data only moves."""
+        return 0
+
+    @property
+    def is_integer(self) -> bool:
+        return True
+
+
+class Conv2d(Spec, frozen=True, tag="conv2d"):
+    """Convolution with bias, requantize, clamp and an optional residual add; also dense layers (``h = 1, w = rows``).
+
+    Integer (``x`` int8/uint8), arguments ``x, weight, bias, multiplier, quant[, residual]``:
+      weight int8 ``[oc, kh, kw, ic/groups]`` (zero point 0), bias int32 ``[oc]`` with scale ``s_x * s_w[c]``, multiplier ``[oc]``.
+      ``quant = [x_zero, y_zero, lo, hi]``; with ``residual`` eight more values: those of the ``Binary`` add that
+      follows, ``[a_zero, b_zero, z_zero, z_lo, z_hi, ma, mb, shift]``, where a is the convolution and b the residual tensor.
+      ``y == "float32"``: the result is dequantized, ``float32(acc) * multiplier[c]``; ``y_zero, lo, hi`` are ignored.
+    Float (``x == "float32"``), arguments ``x, weight, bias, bounds[, residual]``:
+      ``clip(conv + bias (+ residual), bounds[0], bounds[1])``; infinite bounds mean no clamp.
+    """
+
+    n: int
+    h: int
+    w: int
+    ic: int
+    oc: int
+    kh: int = 1
+    kw: int = 1
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """top, left, bottom, right"""
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    x: str = "uint8"
+    y: str = "uint8"
+    residual: bool = False
+
+    ARGS = ("x", "weight", "bias", "multiplier", "quant", "residual")
+
+    @property
+    def oh(self) -> int:
+        return (self.h + self.pad[0] + self.pad[2] - (self.kh - 1) * self.dilation[0] - 1) // self.stride[0] + 1
+
+    @property
+    def ow(self) -> int:
+        return (self.w + self.pad[1] + self.pad[3] - (self.kw - 1) * self.dilation[1] - 1) // self.stride[1] + 1
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.n, self.oh, self.ow, self.oc)
+
+    @property
+    def ops(self) -> int:
+        return 2 * self.n * self.oh * self.ow * self.oc * self.kh * self.kw * (self.ic // self.groups)
+
+    @property
+    def is_integer(self) -> bool:
+        return self.x != "float32"
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.groups == self.ic == self.oc and self.groups > 1
+
+
+class MatMul(Spec, frozen=True, tag="matmul"):
+    """Batched product of two activations, ``[batch, m, k] x [batch, k, n]`` (``[batch, n, k]`` when ``transpose_b``).
+
+    Integer, arguments ``a, b, multiplier [1], quant = [a_zero, b_zero, y_zero, lo, hi]``; ``y == "float32"`` dequantizes.
+    Float, arguments ``a, b``.
+    """
+
+    batch: int
+    m: int
+    k: int
+    n: int
+    transpose_b: bool = False
+    x: str = "uint8"
+    y: str = "uint8"
+
+    ARGS = ("a", "b", "multiplier", "quant")
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.m, self.n)
+
+    @property
+    def ops(self) -> int:
+        return 2 * self.batch * self.m * self.n * self.k
+
+    @property
+    def is_integer(self) -> bool:
+        return self.x != "float32"
+
+
+class Binary(Spec, frozen=True, tag="binary"):
+    """Elementwise ``add`` or ``mul`` of two quantized tensors with numpy broadcasting of equal ranks.
+
+    add, arguments ``a, b, quant = [a_zero, b_zero, y_zero, lo, hi, ma, mb, shift]``: int32 fixed point,
+    ``((a - a_zero) * ma + (b - b_zero) * mb + 2**(shift-1)) >> shift``.
+    mul, arguments ``a, b, multiplier [1], quant = [a_zero, b_zero, y_zero, lo, hi]``.
+    """
+
+    fn: str
+    a_shape: tuple[int, ...]
+    b_shape: tuple[int, ...]
+    x: str = "uint8"
+    y: str = "uint8"
+
+    ARGS = ("a", "b", "multiplier", "quant")
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return tuple(max(p, q) for p, q in zip(self.a_shape, self.b_shape, strict=True))
+
+
+class Pool2d(Spec, frozen=True, tag="pool2d"):
+    """Max or average pooling over windows of an NHWC tensor; a global mean is a window of the whole plane.
+
+    max: argument ``x`` only; padding never wins; output parameters equal input parameters.
+    avg, arguments ``x, multiplier [kh*kw + 1], quant = [x_zero, y_zero, lo, hi]``: the int32 sum of ``x - x_zero`` over the
+    elements of the window that lie inside the image, times ``multiplier[count]``, where count is the number of such elements;
+    ``count_include_pad`` is expressed by equal entries in ``multiplier``.
+    """
+
+    fn: str
+    n: int
+    h: int
+    w: int
+    c: int
+    kh: int
+    kw: int
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
+    x: str = "uint8"
+    y: str = "uint8"
+
+    ARGS = ("x", "multiplier", "quant")
+
+    @property
+    def oh(self) -> int:
+        return (self.h + self.pad[0] + self.pad[2] - self.kh) // self.stride[0] + 1
+
+    @property
+    def ow(self) -> int:
+        return (self.w + self.pad[1] + self.pad[3] - self.kw) // self.stride[1] + 1
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.n, self.oh, self.ow, self.c)
+
+
+class Lookup(Spec, frozen=True, tag="lookup"):
+    """256-entry table applied to each element: every elementwise function of one quantized tensor, and requantize.
+
+    Arguments ``x, table [256]`` of dtype ``y``. Entry i belongs to the storage byte i of uint8, i - 128 of int8.
+    """
+
+    shape: tuple[int, ...]
+    x: str = "uint8"
+    y: str = "uint8"
+
+    ARGS = ("x", "table")
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+
+class Quantize(Spec, frozen=True, tag="quantize"):
+    """float32 to integers: ``clip(rint(x / scale) + zero, lo, hi)``, half to even, with a fused transpose of NCHW input.
+
+    Arguments ``x, scale [1], quant = [y_zero]``. ``shape`` is the output's. With ``nchw`` the input is ``[n, c, h, w]`` and the
+    output ``[n, h, w, c]``.
+    """
+
+    shape: tuple[int, ...]
+    nchw: bool = False
+    y: str = "uint8"
+
+    ARGS = ("x", "scale", "quant")
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        if not self.nchw:
+            return self.shape
+        n, h, w, c = self.shape
+        return (n, c, h, w)
+
+
+class Dequantize(Spec, frozen=True, tag="dequantize"):
+    """Integers to float32: ``(q - zero) * scale``. Arguments ``x, scale [1], quant = [x_zero]``."""
+
+    shape: tuple[int, ...]
+    x: str = "uint8"
+
+    ARGS = ("x", "scale", "quant")
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def out_dtype(self) -> str:
+        return "float32"
+
+
+Kernel: TypeAlias = Conv2d | MatMul | Binary | Pool2d | Lookup | Quantize | Dequantize
+
+_DECODER = msgspec.json.Decoder(Kernel)
+
+
+def encode(spec: Kernel) -> str:
+    """The signature as canonical JSON: the key of tuning records and the name of the call in Relax."""
+    return msgspec.json.encode(spec, order="deterministic").decode()
+
+
+def decode(text: str) -> Kernel:
+    """Inverse of :func:`encode`; raises ``msgspec.ValidationError`` on anything else."""
+    return _DECODER.decode(text)
