@@ -1,0 +1,165 @@
+"""The numpy oracle: what every integer kernel computes, to the last bit, on every target.
+
+Written for clarity over speed. Sources: ONNX QLinearConv and QLinearMatMul (requantize), ../design of tvmflow for ``add``.
+float32 kernels are computed in float32 by numpy and agree with the generated code to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvmflow.kernels import spec as ks
+
+Array = NDArray[Any]
+
+
+def requantize(acc: Array, multiplier: Array, y_zero: int, lo: int, hi: int, dtype: str) -> Array:
+    """``clip(int32(rint(float32(acc) * multiplier)) + y_zero, lo, hi)``: every step is an IEEE operation rounded to nearest even.
+
+    The product is clipped to +-2^30 before the conversion, which no result notices and which keeps it inside int32.
+    """
+    scaled = np.rint(acc.astype(np.float32) * multiplier.astype(np.float32))
+    whole = np.clip(scaled, np.float32(-(2**30)), np.float32(2**30)).astype(np.int32)
+    return np.clip(whole + y_zero, lo, hi).astype(dtype)
+
+
+def _windows(x: Array, kh: int, kw: int, stride: tuple[int, int], dilation: tuple[int, int], oh: int, ow: int) -> Array:
+    """View ``[n, oh, ow, kh, kw, c]`` of the receptive fields of a padded NHWC tensor."""
+    n, _, _, c = x.shape
+    sn, sh, sw, sc = x.strides
+    return np.lib.stride_tricks.as_strided(
+        x,
+        (n, oh, ow, kh, kw, c),
+        (sn, sh * stride[0], sw * stride[1], sh * dilation[0], sw * dilation[1], sc),
+        writeable=False,
+    )
+
+
+def _pad(x: Array, pad: tuple[int, int, int, int], value: Any) -> Array:
+    top, left, bottom, right = pad
+    return np.ascontiguousarray(np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=value))
+
+
+def _correlate(spec: ks.Conv2d, x: Array, weight: Array) -> Array:
+    """Sum of products in the dtype of the operands; ``x`` is padded and shifted by its zero point already."""
+    fields = _windows(x, spec.kh, spec.kw, spec.stride, spec.dilation, spec.oh, spec.ow)
+    per_group = spec.ic // spec.groups
+    outputs = spec.oc // spec.groups
+    fields = fields.reshape(*fields.shape[:5], spec.groups, per_group)
+    kernel = weight.reshape(spec.groups, outputs, spec.kh, spec.kw, per_group)
+    if per_group == 1 and outputs == 1:
+        result = np.einsum("nhwijg,gij->nhwg", fields[..., 0], kernel[:, 0, :, :, 0], optimize=True)
+    else:
+        rows = spec.n * spec.oh * spec.ow
+        parts = [
+            fields[..., g, :].reshape(rows, -1) @ kernel[g].reshape(outputs, -1).T for g in range(spec.groups)
+        ]
+        result = np.stack(parts, axis=1)
+    return np.ascontiguousarray(result).reshape(spec.out_shape)
+
+
+def _conv2d(spec: ks.Conv2d, args: Sequence[Array]) -> Array:
+    if not spec.is_integer:
+        x, weight, bias, bounds = args[:4]
+        out = _correlate(spec, _pad(x, spec.pad, 0), weight) + bias
+        if spec.residual:
+            out = out + args[4].reshape(out.shape)
+        return np.clip(out, bounds[0], bounds[1]).astype(np.float32)
+    x, weight, bias, multiplier, quant = args[:5]
+    x_zero, y_zero, lo, hi = (int(v) for v in quant[:4])
+    shifted = _pad(x.astype(np.float64) - x_zero, spec.pad, 0)
+    # float64 holds these integers exactly and has a fast matrix product
+    acc = (_correlate(spec, shifted, weight.astype(np.float64)).astype(np.int64) + bias).astype(np.int32)
+    if spec.y == "float32":
+        return acc.astype(np.float32) * multiplier
+    out = requantize(acc, multiplier, y_zero, lo, hi, spec.y)
+    if spec.residual:
+        return _fixed_point_add(out, args[5].reshape(out.shape), quant[4:], spec.y)
+    return out
+
+
+def _fixed_point_add(a: Array, b: Array, quant: Array, dtype: str) -> Array:
+    a_zero, b_zero, y_zero, lo, hi, ma, mb, shift = (int(v) for v in quant)
+    total = (a.astype(np.int32) - a_zero) * ma + (b.astype(np.int32) - b_zero) * mb
+    return np.clip(((total + (1 << (shift - 1))) >> shift) + y_zero, lo, hi).astype(dtype)
+
+
+def _binary(spec: ks.Binary, args: Sequence[Array]) -> Array:
+    if spec.fn == "add":
+        a, b, quant = args
+        return _fixed_point_add(a, b, quant, spec.y)
+    a, b, multiplier, quant = args
+    a_zero, b_zero, y_zero, lo, hi = (int(v) for v in quant)
+    product = (a.astype(np.int32) - a_zero) * (b.astype(np.int32) - b_zero)
+    return requantize(product, multiplier, y_zero, lo, hi, spec.y)
+
+
+def _matmul(spec: ks.MatMul, args: Sequence[Array]) -> Array:
+    a, b = args[:2]
+    if spec.transpose_b:
+        b = b.transpose(0, 2, 1)
+    if not spec.is_integer:
+        return np.matmul(a, b).astype(np.float32)
+    multiplier, quant = args[2:]
+    a_zero, b_zero, y_zero, lo, hi = (int(v) for v in quant)
+    acc = np.matmul(a.astype(np.float64) - a_zero, b.astype(np.float64) - b_zero).astype(np.int32)
+    if spec.y == "float32":
+        return acc.astype(np.float32) * multiplier
+    return requantize(acc, multiplier, y_zero, lo, hi, spec.y)
+
+
+def _pool2d(spec: ks.Pool2d, args: Sequence[Array]) -> Array:
+    x = args[0]
+    if spec.fn == "max":
+        lowest = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
+        fields = _windows(_pad(x, spec.pad, lowest), spec.kh, spec.kw, spec.stride, (1, 1), spec.oh, spec.ow)
+        return fields.max(axis=(3, 4))
+    multiplier, quant = args[1:]
+    x_zero, y_zero, lo, hi = (int(v) for v in quant)
+    shifted = _pad(x.astype(np.int32) - x_zero, spec.pad, 0)
+    inside = _pad(np.ones(x.shape, np.int32), spec.pad, 0)
+    total = _windows(shifted, spec.kh, spec.kw, spec.stride, (1, 1), spec.oh, spec.ow).sum(axis=(3, 4), dtype=np.int32)
+    count = _windows(inside, spec.kh, spec.kw, spec.stride, (1, 1), spec.oh, spec.ow).sum(axis=(3, 4))
+    return requantize(total, multiplier[count], y_zero, lo, hi, spec.y)
+
+
+def _lookup(spec: ks.Lookup, args: Sequence[Array]) -> Array:
+    x, table = args
+    return table[x.astype(np.int32) + (128 if spec.x == "int8" else 0)]
+
+
+def _quantize(spec: ks.Quantize, args: Sequence[Array]) -> Array:
+    x, scale, quant = args
+    if spec.nchw:
+        x = x.transpose(0, 2, 3, 1)
+    info = np.iinfo(spec.y)
+    zero = int(quant[0])
+    # the bounds are taken before the shift so that infinities saturate and no float is converted out of int32's range
+    steps = np.clip(np.rint(x / scale[0]), np.float32(info.min - zero), np.float32(info.max - zero))
+    return (steps.astype(np.int32) + zero).astype(spec.y)
+
+
+def _dequantize(spec: ks.Dequantize, args: Sequence[Array]) -> Array:
+    x, scale, quant = args
+    return (x.astype(np.int32) - int(quant[0])).astype(np.float32) * scale[0]
+
+
+_ORACLES: dict[type, Callable[[Any, Sequence[Array]], Array]] = {
+    ks.Conv2d: _conv2d,
+    ks.MatMul: _matmul,
+    ks.Binary: _binary,
+    ks.Pool2d: _pool2d,
+    ks.Lookup: _lookup,
+    ks.Quantize: _quantize,
+    ks.Dequantize: _dequantize,
+}
+
+
+def run_kernel(spec: ks.Kernel, args: Sequence[Array]) -> Array:
+    """Result of the kernel ``spec`` on ``args`` (in the order of ``spec.ARGS``), shape ``spec.out_shape``, dtype ``spec.out_dtype``."""
+    out = _ORACLES[type(spec)](spec, args)
+    return out.reshape(spec.out_shape)
