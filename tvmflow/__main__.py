@@ -1,0 +1,5 @@
+"""``python -m tvmflow``."""
+
+from tvmflow.cli.app import main
+
+main()

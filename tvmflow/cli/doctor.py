@@ -1,0 +1,17 @@
+"""``tvmflow doctor``."""
+
+from __future__ import annotations
+
+from tvmflow.cli.verb import Output
+
+
+def command() -> Output:
+    """Check that this machine has what tvmflow needs.
+
+    Says what to do where it hasn't; the exit code is 3 when a check fails.
+    """
+    from tvmflow import doctor
+    from tvmflow.cli.tables import doctor_report
+
+    checks = [check.to_json() for check in doctor.checks()]
+    return Output({"checks": checks}, doctor_report(checks), exit_code=0 if all(c["ok"] for c in checks) else 3)

@@ -1,0 +1,139 @@
+"""What a person reads after a verb has run. Each function turns the verb's JSON object into lines and tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Shown = tuple[Any, ...]
+
+
+def _table(*columns: str, title: str = "") -> Any:
+    """A table whose first column is text and whose other columns are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 or column.endswith(" ") else "right", overflow="fold")
+    return table
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count:.0f} B"
+
+
+def compile_report(data: dict[str, Any]) -> Shown:
+    operators, kernels, check = data["operators"], data["kernels"], data["import_check"]
+    lines: list[Any] = [
+        f"{data['artifact']}: {data['precision']} for {data['target']}",
+        f"size: {_size(data['bytes'])}, of which weights {_size(data['weight_bytes'])}",
+        f"operators: {operators['integer']} integer, {operators['float']} float, {operators['boundaries']} boundaries between",
+        f"kernels: {kernels['total']}, of which {kernels['specialised']} with a specialised schedule, {kernels['tuned']} tuned",
+    ]
+    if check:
+        lines.append(f"import check: largest difference {check['max_abs_error']:.3g} against {check['against']}")
+    else:
+        lines.append("import check: left out")
+    if operators["float_list"] and operators["integer"]:
+        table = _table("float operator", "kind ", "reason ")
+        for item in operators["float_list"]:
+            table.add_row(item["name"], item["op"], item["reason"])
+        lines.append(table)
+    stages = ", ".join(f"{stage['name']} {stage['seconds']:.1f} s" for stage in data["stages"] if stage["seconds"] >= 0.05)
+    lines.append(f"{data['seconds']:.1f} s ({stages}), peak memory {_size(data['peak_rss_bytes'])}")
+    return tuple(lines)
+
+
+def quantize_report(data: dict[str, Any]) -> Shown:
+    return tuple(f"{key.replace('_', ' ')}: {value}" for key, value in data.items() if not isinstance(value, (list, dict)))
+
+
+def tune_report(data: dict[str, Any]) -> Shown:
+    return quantize_report(data)
+
+
+def bench_report(data: dict[str, Any]) -> Shown:
+    device, peak = data["device"], data["peak_fraction"]
+    table = _table("", "min ms", "median", "p90", "p99", "runs", "ratio of min", "of median", title=f"{data['threads']} threads")
+    table.add_row(data["artifact"], *_latency(data["latency_ms"]))
+    for peer in data.get("against") or ():
+        ratios = (f"{peer['ratio_min']:.2f}x", f"{peer['ratio_median']:.2f}x")
+        table.add_row(f"{peer['name']} {peer['version']} {peer['precision']}", *_latency(peer["latency_ms"]), *ratios)
+    lines: list[Any] = [f"{device['name']}: {device['cpu']} ({device['isa']}), load {data['load_average']}", table]
+    if data.get("against"):
+        lines.append("ratio = theirs / ours: above 1, ours is faster")
+    if peak is not None:
+        peaks = ", ".join(f"{value:.0f} {key.replace('_', ' ')}" for key, value in data["machine_peak"].items() if value)
+        lines.append(f"{100 * peak:.0f} % of the machine's peak, measured in this run ({peaks})")
+    if data.get("layers"):
+        layers = _table("layer", "operator ", "ms", "Gop", "of peak")
+        for layer in data["layers"]:
+            fraction = layer["peak_fraction"]
+            share = "" if fraction is None else f"{100 * fraction:.0f} %"
+            layers.add_row(layer["name"], layer["op"], f"{layer['ms']:.4f}", f"{layer['gop']:.4f}", share)
+        lines.append(layers)
+    return tuple(lines)
+
+
+def _latency(latency: dict[str, Any]) -> tuple[str, ...]:
+    return (*(f"{latency[key]:.3f}" for key in ("min", "median", "p90", "p99")), str(latency["runs"]))
+
+
+def evaluate_report(data: dict[str, Any]) -> Shown:
+    reference = data.get("reference") or {}
+    table = _table("", "top-1", "top-5")
+    for name, row in (("artifact", data), (reference.get("name", "reference"), reference)):
+        if row.get("top1") is not None:
+            table.add_row(name, f"{100 * row['top1']:.2f} %", f"{100 * row['top5']:.2f} %")
+    lines: list[Any] = [f"{data['count']} samples"]
+    if table.row_count:
+        lines.append(table)
+    for key, text in (
+        ("agreement", "equal top-1: {:.2%}"),
+        ("sqnr_db", "SQNR: {:.1f} dB"),
+        ("max_abs_error", "largest error: {:.3g}"),
+    ):
+        if data.get(key) is not None:
+            lines.append(text.format(data[key]))
+    return tuple(lines)
+
+
+def inspect_report(data: dict[str, Any]) -> Shown:
+    return tuple(_indented(data, 0))
+
+
+def _indented(value: dict[str, Any], depth: int) -> list[str]:
+    """A nested object as indented ``key: value`` lines."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            lines += ["  " * depth + f"{key}:", *_indented(item, depth + 1)]
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            lines.append("  " * depth + f"{key}:")
+            lines += ["  " * (depth + 1) + ", ".join(f"{k} {v}" for k, v in row.items()) for row in item]
+        else:
+            lines.append("  " * depth + f"{key}: {item}")
+    return lines
+
+
+def run_report(data: dict[str, Any]) -> Shown:
+    table = _table("output", "shape ", "dtype ", "min", "max")
+    for y in data["outputs"]:
+        table.add_row(y["name"], "x".join(map(str, y["shape"])), y["dtype"], f"{y['min']:.6g}", f"{y['max']:.6g}")
+    return (table, f"written to {data['output']}") if data["output"] else (table,)
+
+
+def target_table(targets: list[dict[str, Any]]) -> Shown:
+    table = _table("name", "family ", "machine ", "also called ", "description ")
+    for t in targets:
+        table.add_row(t["name"], t["family"], t["arch"], ", ".join(t["aliases"]), t["description"])
+    return (table,)
+
+
+def doctor_report(checks: list[dict[str, Any]]) -> Shown:
+    lines = []
+    for check in checks:
+        lines.append(f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}: {check['detail']}")
+        if not check["ok"] and check["remedy"]:
+            lines.append(f"      -> {check['remedy']}")
+    return tuple(lines)
