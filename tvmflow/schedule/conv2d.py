@@ -1,0 +1,359 @@
+"""Convolution and dense layers on CPUs: one register-tiled loop nest for every ISA (kernels.md, section 2).
+
+For a tile of ``mh x mw`` output pixels and ``nr`` vectors of output channels the accumulators stay in registers through the
+whole reduction; each step broadcasts ``group`` input channels of a pixel and multiplies them with ``nr`` packed weight vectors.
+The epilogue (bias, requantize or clamp, residual add, narrow, store) runs on the registers. Tiles and channel vectors that
+stick out are moved back inside and overlap their neighbours, so that there is no remainder code anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmflow.kernels.spec import Conv2d
+from tvmflow.schedule import tir
+from tvmflow.schedule.intrinsics import BY_NAME, Dot
+
+Array = NDArray[Any]
+Expr = Any
+
+
+class ConvTile(msgspec.Struct, frozen=True, tag="conv2d"):
+    """Decisions of the template: what the tuner searches and a tuning record keeps."""
+
+    dot: str
+    mh: int
+    mw: int
+    nr: int
+    channels_outer: bool = False
+    """Walk blocks of output channels outermost (weights stay in cache) instead of pixels (input stays in cache)."""
+    threads: bool = True
+
+
+class Geometry:
+    """Sizes that follow from a signature and an instruction."""
+
+    def __init__(self, spec: Conv2d, dot: Dot) -> None:
+        self.spec = spec = flatten_pixels(spec)
+        self.dot = dot
+        self.per_group = spec.ic // spec.groups
+        self.outputs = spec.oc // spec.groups
+        self.row_merged = spec.groups == 1 and spec.dilation[1] == 1
+        """The taps of a kernel row are contiguous in NHWC: one long reduction instead of kw short ones."""
+        self.taps = 1 if self.row_merged else spec.kw
+        run = spec.kw * spec.ic if self.row_merged else self.per_group
+        self.steps = ceil(run / dot.group)
+        self.ragged = run % dot.group != 0
+        self.scratch = any(spec.pad) or dot.a_dtype != spec.x or self.ragged
+        padded_groups = self.ragged and not self.row_merged
+        self.group_stride = self.steps * dot.group if padded_groups else self.per_group
+        self.channels = spec.groups * self.group_stride if padded_groups else spec.ic
+        self.rows = spec.h + spec.pad[0] + spec.pad[2]
+        self.columns = spec.w + spec.pad[1] + spec.pad[3]
+        self.vectors = ceil(self.outputs / dot.lanes)
+
+    @property
+    def scratch_size(self) -> int:
+        slack = self.dot.group * self.steps if self.ragged else 0
+        return self.spec.n * self.rows * self.columns * self.channels + slack
+
+
+def flatten_pixels(spec: Conv2d) -> Conv2d:
+    """A pointwise convolution sees one long row of pixels, whatever the image's shape."""
+    pointwise = spec.kh == spec.kw == 1 and spec.stride == (1, 1) and not any(spec.pad)
+    if not pointwise:
+        return spec
+    return msgspec.structs.replace(spec, n=1, h=1, w=spec.n * spec.h * spec.w)
+
+
+def pick_dot(names: tuple[str, ...], spec: Conv2d) -> Dot:
+    """The preferred instruction, narrowed until its lanes are not more than the outputs of a group."""
+    dot = BY_NAME[names[0]]
+    while dot.narrower and dot.lanes > spec.oc // spec.groups:
+        dot = BY_NAME[dot.narrower]
+    return dot
+
+
+def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[ConvTile]:
+    """Every tile that fits the register file: ``mr * nr`` accumulators, ``nr`` weights, one broadcast."""
+    dot = pick_dot(names, spec)
+    geo = Geometry(spec, dot)
+    flat = geo.spec
+    for nr in range(1, min(geo.vectors, 8) + 1):
+        for mh, mw in _pixel_tiles(flat.oh, flat.ow):
+            if (mh * mw * nr + nr) * dot.regs_per_acc + 1 > registers:
+                continue
+            for channels_outer in (False, True):
+                yield ConvTile(dot.name, mh, mw, nr, channels_outer)
+
+
+def _pixel_tiles(oh: int, ow: int) -> Iterator[tuple[int, int]]:
+    for mw in range(1, min(ow, 28) + 1):
+        yield 1, mw
+    for mh in range(2, min(oh, 28) + 1):
+        if mh * ow <= 28:
+            yield mh, ow
+
+
+def estimate(spec: Conv2d, tile: ConvTile, l2_kib: int) -> float:
+    """Cycles by a simple machine: two dot products and two loads a cycle, five cycles of latency; ranks tiles, nothing more."""
+    dot = BY_NAME[tile.dot]
+    geo = Geometry(spec, dot)
+    flat = geo.spec
+    mr = tile.mh * tile.mw
+    tiles = flat.n * ceil(flat.oh / tile.mh) * ceil(flat.ow / tile.mw)
+    blocks = ceil(geo.vectors / tile.nr) * flat.groups
+    steps = flat.kh * geo.taps * geo.steps
+    rpa = dot.regs_per_acc
+    step = max(mr * tile.nr * rpa / 2, (mr + tile.nr * rpa) / 2, 5.0)
+    body = steps * step + 4.0 * mr * tile.nr * rpa + 24 + 6 * flat.kh * geo.taps
+    weights = flat.oc * steps * dot.group
+    pixels = flat.h * flat.w * flat.ic
+    # what is walked innermost is read again for every step of the outer loop; beyond half of L2 that costs bandwidth
+    again = pixels * blocks if tile.channels_outer else weights * tiles
+    resident = pixels if tile.channels_outer else weights
+    traffic = again / 32 if resident > l2_kib * 512 else again / 512
+    return tiles * blocks * body + traffic
+
+
+def default_tile(spec: Conv2d, names: tuple[str, ...], registers: int, l2_kib: int) -> ConvTile:
+    """The best tile by :func:`estimate`: good without any tuning."""
+    return min(space(spec, names, registers), key=lambda t: estimate(spec, t, l2_kib))
+
+
+def pack(spec: Conv2d, tile: ConvTile, consts: list[Array]) -> list[Array]:
+    """Compile-time constants as the kernel wants them.
+
+    ``consts`` are weight, bias, multiplier, quant (integer) or weight, bias, bounds (float). Weights become
+    ``[groups, vectors, kh, taps, steps, lanes, group]``; the input's zero point moves into the bias.
+    """
+    geo = Geometry(spec, BY_NAME[tile.dot])
+    dot, lanes = geo.dot, geo.dot.lanes
+    weight, bias = consts[0], consts[1]
+    if spec.is_integer:
+        total = weight.reshape(spec.oc, -1).sum(axis=1, dtype=np.int64)
+        bias = (bias.astype(np.int64) - int(consts[3][0]) * total).astype(np.int32)
+    grouped = weight.reshape(spec.groups, geo.outputs, spec.kh, spec.kw, geo.per_group)
+    if geo.row_merged:
+        grouped = grouped.reshape(spec.groups, geo.outputs, spec.kh, 1, spec.kw * geo.per_group)
+    short = geo.steps * dot.group - grouped.shape[-1]
+    grouped = np.pad(grouped, ((0, 0), (0, max(0, lanes - geo.outputs)), (0, 0), (0, 0), (0, short)))
+    starts = [min(v * lanes, max(0, geo.outputs - lanes)) for v in range(geo.vectors)]
+    vectors = np.stack([grouped[:, s : s + lanes] for s in starts], axis=1)
+    vectors = vectors.reshape(*vectors.shape[:-1], geo.steps, dot.group)
+    packed = np.ascontiguousarray(vectors.transpose(0, 1, 3, 4, 5, 2, 6))
+    per_channel = [bias, consts[2]] if spec.is_integer else [bias]
+    if geo.outputs < lanes:  # the loads of bias and multiplier are whole vectors
+        per_channel = [_pad_groups(a, spec.groups, lanes) for a in per_channel]
+    return [packed, *per_channel, *consts[len(per_channel) + 1 :]]
+
+
+def _pad_groups(values: Array, groups: int, lanes: int) -> Array:
+    rows = values.reshape(groups, -1)
+    return np.pad(rows, ((0, 0), (0, lanes - rows.shape[1]))).reshape(-1)
+
+
+def emit(spec: Conv2d, tile: ConvTile, name: str) -> tirx.PrimFunc:
+    """The kernel as a PrimFunc over ``x, packed weight, bias, (multiplier, quant | bounds)[, residual], y``."""
+    geo = Geometry(spec, BY_NAME[tile.dot])
+    channels = max(geo.outputs, geo.dot.lanes) * spec.groups
+    dot = geo.dot
+    packed = (spec.groups, geo.vectors, spec.kh, geo.taps, geo.steps, dot.lanes, dot.group)
+    params: list[tuple[str, tuple[int, ...], str]] = [
+        ("x", (spec.n, spec.h, spec.w, spec.ic), spec.x),
+        ("weight", packed, dot.b_dtype),
+        ("bias", (channels,), dot.acc_dtype),
+    ]
+    if spec.is_integer:
+        params += [("multiplier", (channels,), "float32"), ("quant", (12 if spec.residual else 4,), "int32")]
+    else:
+        params += [("bounds", (2,), "float32")]
+    if spec.residual:
+        params.append(("residual", spec.out_shape, spec.y))
+    params.append(("y", spec.out_shape, spec.y))
+    return tir.prim_func(name, params, lambda *buffers: _Nest(geo, tile).emit(*buffers), {})
+
+
+class _Nest:
+    """Emits the loop nest; its attributes are what the pieces share."""
+
+    def __init__(self, geo: Geometry, tile: ConvTile) -> None:
+        self.geo, self.tile, self.spec, self.dot = geo, tile, geo.spec, geo.dot
+
+    def emit(self, x: Any, weight: Any, bias: Any, *rest: Any) -> None:
+        geo, tile, spec = self.geo, self.tile, self.spec
+        self.weight, self.bias, self.y = weight, bias, rest[-1]
+        self.params, self.residual = rest[:-1], rest[-2] if spec.residual else None
+        self.x = self._stage_input(x) if geo.scratch else x
+        tiles_h, tiles_w = ceil(spec.oh / tile.mh), ceil(spec.ow / tile.mw)
+        tiles = spec.n * tiles_h * tiles_w
+        blocks = ceil(geo.vectors / tile.nr) * spec.groups
+        outer, inner = (blocks, tiles) if tile.channels_outer else (tiles, blocks)
+        with tir.parallel_if(tile.threads, outer) as o:
+            self._bind_epilogue()
+            with T.serial(0, inner) as i:
+                t, b = (i, o) if tile.channels_outer else (o, i)
+                self._tile(t, b, tiles_h, tiles_w)
+
+    def _stage_input(self, x: Any) -> Any:
+        """Copies x into scratch: widened to the dot product's type, with its border filled by the zero point."""
+        geo, spec = self.geo, self.spec
+        dtype = self.dot.a_dtype
+        scratch = T.alloc_buffer((geo.scratch_size,), dtype, scope="global")
+        top, left, _, right = spec.pad
+        zero = self.params[1][0] if spec.is_integer else tir.const(0.0, "float32")
+        width = 32 if spec.is_integer else 16
+        row_size = geo.columns * geo.channels
+
+        def fill(start: Expr, count: int) -> None:
+            if count:
+                tir.for_each_run(
+                    count, width, lambda o, n: T.buffer_store(scratch, tir.splat(zero.astype(dtype), n), [tir.at(start + o, n)])
+                )
+
+        def copy(to: Expr, start: Expr, count: int) -> None:
+            tir.for_each_run(
+                count,
+                width,
+                lambda o, n: T.buffer_store(scratch, x[tir.at(start + o, n)].astype(tir.lanes_of(dtype, n)), [tir.at(to + o, n)]),
+            )
+
+        def image_row(row: Expr, source: Expr) -> None:
+            fill(row, left * geo.channels)
+            body = row + left * geo.channels
+            if geo.channels == spec.ic:
+                copy(body, source, spec.w * spec.ic)
+            else:
+                with T.serial(0, spec.w * spec.groups) as p:
+                    copy(body + p * geo.group_stride, source + p * geo.per_group, geo.per_group)
+            fill(body + spec.w * geo.channels, right * geo.channels)
+
+        with tir.parallel_if(self.tile.threads and spec.n * geo.rows * row_size > 65536, spec.n * geo.rows) as r:
+            image, line = r // geo.rows, r % geo.rows - top
+            row = r * row_size
+            source = (image * spec.h + line) * (spec.w * spec.ic)
+            if spec.pad[0] or spec.pad[2]:
+                with T.If(tirx.And(line >= 0, line < spec.h)):
+                    with T.Then():
+                        image_row(row, source)
+                    with T.Else():
+                        fill(row, row_size)
+            else:
+                image_row(row, source)
+        return scratch
+
+    def _bind_epilogue(self) -> None:
+        """Values that the epilogue of every tile uses, bound once per thread."""
+        spec, lanes = self.spec, self.dot.lanes
+        if not spec.is_integer:
+            bounds = self.params[0]
+            self.bounds = [T.Bind(tir.splat(bounds[i], lanes)) for i in range(2)]
+        elif spec.y != "float32":
+            quant = self.params[1]
+            self.requantize = tir.Requantizer(quant[1], quant[2], quant[3], lanes, spec.y)
+            if spec.residual:
+                self.add = tir.FixedPointAdd(quant, 4, lanes, spec.y)
+
+    def _tile(self, t: Expr, b: Expr, tiles_h: int, tiles_w: int) -> None:
+        geo, tile, spec, dot = self.geo, self.tile, self.spec, self.dot
+        blocks = ceil(geo.vectors / tile.nr)
+        group, block = (b // blocks, b % blocks) if spec.groups > 1 else (0, b)
+        v0 = self._inside(block, tile.nr, geo.vectors)
+        image = t // (tiles_h * tiles_w) if spec.n > 1 else 0
+        oh0 = self._inside(t // tiles_w % tiles_h, tile.mh, spec.oh)
+        ow0 = self._inside(t % tiles_w, tile.mw, spec.ow)
+        pixels = [(dh, dw) for dh in range(tile.mh) for dw in range(tile.mw)]
+        acc = [[tir.register(dot.lanes, dot.acc_dtype) for _ in range(tile.nr)] for _ in pixels]
+        everything = tir.at(0, dot.lanes)
+        for row in acc:
+            for cell in row:
+                T.buffer_store(cell, tir.splat(tir.const(0, dot.acc_dtype), dot.lanes), [everything])
+
+        corner = ((image * geo.rows + oh0 * spec.stride[0]) * geo.columns + ow0 * spec.stride[1]) * geo.channels
+        corner = T.Bind(corner + group * geo.group_stride)
+        vector = T.Bind(group * geo.vectors + v0) if spec.groups > 1 else v0
+
+        def step(kh: Expr, tap: Expr, k: Expr) -> None:
+            step_size = dot.lanes * dot.group
+            stride = spec.kh * geo.taps * geo.steps * step_size
+            first = vector * stride + ((kh * geo.taps + tap) * geo.steps + k) * step_size
+            weights = [T.Bind(self.weight[tir.at(first + i * stride, step_size)]) for i in range(tile.nr)]
+            tap_offset = (kh * spec.dilation[0] * geo.columns + tap * spec.dilation[1]) * geo.channels + k * dot.group
+            for m, (dh, dw) in enumerate(pixels):
+                pixel = (dh * spec.stride[0] * geo.columns + dw * spec.stride[1]) * geo.channels
+                a = self.x[tir.at(corner + tap_offset + pixel, dot.group)]
+                for i in range(tile.nr):
+                    T.buffer_store(acc[m][i], dot.emit(acc[m][i][everything], a, weights[i], dot.lanes), [everything])
+
+        self._loops((spec.kh, geo.taps, geo.steps), step)
+        for i in range(tile.nr):
+            self._store_vector(v0 + i, group, image, oh0, ow0, pixels, [row[i] for row in acc])
+
+    @staticmethod
+    def _inside(index: Expr, size: int, extent: int) -> Expr:
+        """Start of tile ``index``, moved back where the last one would stick out."""
+        start = index * size
+        return T.Bind(tirx.min(start, extent - size)) if extent % size else T.Bind(start)
+
+    @staticmethod
+    def _loops(extents: tuple[int, int, int], body: Any) -> None:
+        """Three nested serial loops, those of one turn left out."""
+
+        def level(done: list[Expr]) -> None:
+            if len(done) == 3:
+                body(*done)
+            elif extents[len(done)] == 1:
+                level([*done, 0])
+            else:
+                with T.serial(0, extents[len(done)]) as i:
+                    level([*done, i])
+
+        level([])
+
+    def _store_vector(self, v: Expr, group: Expr, image: Expr, oh0: Expr, ow0: Expr, pixels: list[tuple[int, int]], acc: list[Any]) -> None:
+        """Epilogue of one vector of channels for all pixels of the tile."""
+        geo, spec, lanes = self.geo, self.spec, self.dot.lanes
+        start: Expr = v * lanes
+        if geo.outputs % lanes and geo.outputs > lanes:
+            start = tirx.min(start, geo.outputs - lanes)
+        narrow = geo.outputs < lanes
+        table = T.Bind(group * max(geo.outputs, lanes) + start)
+        bias = T.Bind(self.bias[tir.at(table, lanes)])
+        multiplier = T.Bind(self.params[0][tir.at(table, lanes)]) if spec.is_integer else None
+        channel = T.Bind(group * geo.outputs + start)
+        for (dh, dw), cell in zip(pixels, acc, strict=True):
+            at = ((image * spec.oh + oh0 + dh) * spec.ow + ow0 + dw) * spec.oc + channel
+            total = cell[tir.at(0, lanes)] + bias
+            if not narrow:
+                residual = self.residual[tir.at(at, lanes)] if spec.residual else None
+                T.buffer_store(self.y, self._epilogue(total, multiplier, residual), [tir.at(at, lanes)])
+                continue
+            # fewer outputs than the narrowest vector has lanes: through a small buffer, element by element
+            residual_lanes = None
+            if spec.residual:
+                staged = tir.register(lanes, spec.y)
+                for lane in range(geo.outputs):
+                    T.buffer_store(staged, self.residual[at + lane], [lane])
+                residual_lanes = staged[tir.at(0, lanes)]
+            result = tir.register(lanes, spec.y)
+            T.buffer_store(result, self._epilogue(total, multiplier, residual_lanes), [tir.at(0, lanes)])
+            for lane in range(geo.outputs):
+                T.buffer_store(self.y, result[lane], [at + lane])
+
+    def _epilogue(self, total: Expr, multiplier: Expr, residual: Expr) -> Expr:
+        spec, lanes = self.spec, self.dot.lanes
+        if not spec.is_integer:
+            return tir.clip(total if residual is None else total + residual, *self.bounds)
+        if spec.y == "float32":
+            return total.astype(tir.lanes_of("float32", lanes)) * multiplier
+        if residual is None:
+            return self.requantize(total, multiplier)
+        return self.add(self.requantize.whole(total, multiplier), tir.to_int32(residual, lanes))

@@ -1,0 +1,101 @@
+"""Multiply-accumulate instructions, one row each: the only place where the CPU templates learn what an ISA can do.
+
+A row says how many reduction steps one instruction folds (``group``), how the operands are held and which expression
+accumulates. The templates ask for nothing else, so a new ISA is a new row. All integer rows are exact: none saturates.
+Intel SDM and Arm ARM names are in the ``why`` of each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One multiply-accumulate instruction.
+
+    ``acc[l] += sum(a[g] * b[l, g] for g in range(group))`` for ``lanes`` accumulators l. ``a`` holds ``group`` elements of
+    type ``a_dtype`` broadcast to all lanes; ``b`` is stored as ``b_dtype`` in memory.
+    """
+
+    name: str
+    why: str
+    group: int
+    lanes: int
+    a_dtype: str
+    """Type in which the left operand must stand in memory; the template widens it into scratch when x has another type."""
+    b_dtype: str
+    acc_dtype: str
+    emit: Callable[[Expr, Expr, Expr, int], Expr]
+    """``emit(acc, a, b, lanes)``: a is a ``group``-element vector (a scalar when group is 1), b a ``lanes * group`` vector."""
+    regs_per_acc: int = 1
+    narrower: str = ""
+    """Row with half the lanes, for narrow outputs."""
+
+
+def _llvm(dtype: str, name: str, *args: Expr) -> Expr:
+    return T.call_llvm_pure_intrin(dtype, T.llvm_lookup_intrinsic_id(name), *args)
+
+
+def _broadcast_group(a: Expr, lanes: int, dtype: str) -> Expr:
+    """``group`` packed elements, repeated in every lane, as a vector of ``dtype``."""
+    return tirx.reinterpret(dtype, tirx.Broadcast(tirx.reinterpret("int32", a), lanes))
+
+
+def _vpdpbusd(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+    bits = lanes * 32
+    return _llvm(f"int32x{lanes}", f"llvm.x86.avx512.vpdpbusd.{bits}", acc, _broadcast_group(a, lanes, f"int8x{4 * lanes}"), b)
+
+
+_PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+
+
+def _pmaddwd(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+    wide = f"int16x{2 * lanes}"
+    return acc + _llvm(f"int32x{lanes}", _PMADDWD[lanes], _broadcast_group(a, lanes, wide), b.astype(wide))
+
+
+def _sdot(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+    return _llvm(f"int32x{lanes}", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, _broadcast_group(a, lanes, f"int8x{4 * lanes}"), b)
+
+
+def _smlal(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+    wide = f"int32x{lanes}"
+    return acc + tirx.Broadcast(a, lanes).astype(wide) * b.astype(f"int16x{lanes}").astype(wide)
+
+
+def _fma(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+    return _llvm(f"float32x{lanes}", "llvm.fma", tirx.Broadcast(a, lanes), b, acc)
+
+
+def _mul_add(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+    return acc + tirx.Broadcast(a, lanes) * b
+
+
+DOTS: tuple[Dot, ...] = (
+    Dot("vnni512", "VPDPBUSD zmm", 4, 16, "uint8", "int8", "int32", _vpdpbusd, narrower="vnni256"),
+    Dot("vnni256", "VPDPBUSD ymm (AVX512VL or AVX-VNNI)", 4, 8, "uint8", "int8", "int32", _vpdpbusd, narrower="vnni128"),
+    Dot("vnni128", "VPDPBUSD xmm", 4, 4, "uint8", "int8", "int32", _vpdpbusd),
+    Dot("maddwd512", "VPMADDWD zmm: int16 operands, so that no pair of products saturates", 2, 16, "int16", "int8", "int32", _pmaddwd, narrower="maddwd256"),
+    Dot("maddwd256", "VPMADDWD ymm (AVX2)", 2, 8, "int16", "int8", "int32", _pmaddwd, narrower="maddwd128"),
+    Dot("maddwd128", "PMADDWD xmm (SSE2)", 2, 4, "int16", "int8", "int32", _pmaddwd),
+    Dot("sdot", "SDOT (Armv8.2 dotprod)", 4, 4, "int8", "int8", "int32", _sdot),
+    Dot("neon", "SMLAL/SMLAL2 on int16", 1, 8, "int16", "int8", "int32", _smlal, regs_per_acc=2, narrower="neon4"),
+    Dot("neon4", "SMLAL on int16", 1, 4, "int16", "int8", "int32", _smlal),
+    Dot("generic", "plain integer multiply and add, whatever the compiler makes of it", 1, 4, "int16", "int8", "int32", _smlal),
+    Dot("fma512", "VFMADD231PS zmm", 1, 16, "float32", "float32", "float32", _fma, narrower="fma256"),
+    Dot("fma256", "VFMADD231PS ymm", 1, 8, "float32", "float32", "float32", _fma, narrower="fma128"),
+    Dot("fma128", "VFMADD231PS xmm", 1, 4, "float32", "float32", "float32", _fma),
+    Dot("sse", "MULPS and ADDPS", 1, 4, "float32", "float32", "float32", _mul_add),
+    Dot("neon_f32", "FMLA by element", 1, 4, "float32", "float32", "float32", _fma),
+    Dot("generic_f32", "plain multiply and add", 1, 4, "float32", "float32", "float32", _mul_add),
+)
+
+BY_NAME = {dot.name: dot for dot in DOTS}

@@ -1,0 +1,131 @@
+"""The few words in which the CPU templates write TIR: flat views, vector ramps, loops, the requantize epilogue.
+
+Functions here run inside an open ``T.prim_func`` frame. An accumulator is a buffer of one vector in scope ``global``: small
+constant-indexed buffers become registers in LLVM (scope ``local`` or one large buffer do not, and cost a factor of three).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+Expr = Any
+
+
+def const(value: float, dtype: str) -> Expr:
+    return tirx.const(value, dtype)
+
+
+def lanes_of(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def at(start: Expr, lanes: int) -> Expr:
+    """Index of ``lanes`` consecutive elements."""
+    return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
+
+
+def flat(buffer: Any) -> Any:
+    """One-dimensional view of a parameter."""
+    size = 1
+    for extent in buffer.shape:
+        size *= int(extent)
+    return T.decl_buffer((size,), buffer.dtype, data=buffer.data)
+
+
+def register(lanes: int, dtype: str) -> Any:
+    """A vector that stays in a register."""
+    return T.alloc_buffer((lanes,), dtype, scope="global")
+
+
+def parallel_if(condition: bool, extent: int) -> AbstractContextManager[Any]:
+    """A loop that threads share when it is worth waking them."""
+    return T.parallel(0, extent) if condition and extent > 1 else T.serial(0, extent)
+
+
+def prim_func(name: str, params: list[tuple[str, tuple[int, ...], str]], body: Callable[..., None], attrs: dict[str, Any]) -> tirx.PrimFunc:
+    """Builds a PrimFunc with the given buffer parameters; ``body`` receives their flat views and emits statements."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, **attrs})
+        buffers = [T.arg(label, T.buffer(shape, dtype)) for label, shape, dtype in params]
+        body(*[flat(b) for b in buffers])
+    return builder.get()
+
+
+def to_int32(value: Expr, lanes: int) -> Expr:
+    return value.astype(lanes_of("int32", lanes))
+
+
+def clip(value: Expr, lo: Expr, hi: Expr) -> Expr:
+    return tirx.max(tirx.min(value, hi), lo)
+
+
+class Requantizer:
+    """int32 accumulators to ``dtype``: kernels/reference.py ``requantize`` on vectors.
+
+    Clipping happens on the float, to ``lo - zero`` and ``hi - zero``; as these are integers and rint is monotone the bits
+    are those of clipping last, and the conversion can't overflow. Adding 1.5 * 2**23 rounds to nearest even and leaves the integer
+    in the low bits; its subtraction is folded into the zero point. The clip between product and sum forbids contraction.
+    """
+
+    MAGIC = 12582912.0
+    MAGIC_BITS = 0x4B400000
+
+    def __init__(self, zero: Expr, lo: Expr, hi: Expr, lanes: int, dtype: str) -> None:
+        self.lanes, self.dtype = lanes, dtype
+        self.lo = T.Bind(splat((lo - zero).astype("float32"), lanes))
+        self.hi = T.Bind(splat((hi - zero).astype("float32"), lanes))
+        self.shift = T.Bind(splat(zero - const(self.MAGIC_BITS, "int32"), lanes))
+
+    def whole(self, acc: Expr, multiplier: Expr) -> Expr:
+        """The requantized value as int32."""
+        scaled = acc.astype(lanes_of("float32", self.lanes)) * multiplier
+        rounded = clip(scaled, self.lo, self.hi) + splat(const(self.MAGIC, "float32"), self.lanes)
+        return tirx.reinterpret(lanes_of("int32", self.lanes), rounded) + self.shift
+
+    def __call__(self, acc: Expr, multiplier: Expr) -> Expr:
+        return self.whole(acc, multiplier).astype(lanes_of(self.dtype, self.lanes))
+
+
+class FixedPointAdd:
+    """The ``Binary`` add of kernels/spec.py on int32 vectors, parameters from ``quant[offset:offset + 8]``."""
+
+    def __init__(self, quant: Any, offset: int, lanes: int, dtype: str) -> None:
+        self.lanes, self.dtype = lanes, dtype
+        a_zero, b_zero, y_zero, lo, hi, ma, mb, shift = (quant[offset + i] for i in range(8))
+        bias = (const(1, "int32") << (shift - 1)) - a_zero * ma - b_zero * mb
+        self.ma, self.mb, self.bias = (T.Bind(splat(v, lanes)) for v in (ma, mb, bias))
+        self.shift, self.zero = (T.Bind(splat(v, lanes)) for v in (shift, y_zero))
+        self.lo, self.hi = (T.Bind(splat(v, lanes)) for v in (lo, hi))
+
+    def __call__(self, a: Expr, b: Expr) -> Expr:
+        total = a * self.ma + b * self.mb + self.bias
+        return clip((total >> self.shift) + self.zero, self.lo, self.hi).astype(lanes_of(self.dtype, self.lanes))
+
+
+def for_each_run(count: int, widest: int, body: Callable[[Expr, int], None]) -> None:
+    """``body(offset, lanes)`` over ``count`` elements in vectors of a power of two, the last of which may overlap the one before it.
+
+    There is no scalar remainder; ``body`` must not mind doing an element twice.
+    """
+    lanes = 1
+    while lanes * 2 <= min(count, widest):
+        lanes *= 2
+    whole = count // lanes
+    if whole == 1:
+        body(const(0, "int32"), lanes)
+    else:
+        with T.serial(0, whole) as i:
+            body(i * lanes, lanes)
+    if count % lanes:
+        body(const(count - lanes, "int32"), lanes)
