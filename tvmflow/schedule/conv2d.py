@@ -21,6 +21,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
 from tvmflow.schedule.intrinsics import BY_NAME, Dot
+from tvmflow.schedule.staging import Image, padded_copy
 
 Array = NDArray[Any]
 Expr = Any
@@ -190,77 +191,23 @@ class _Nest:
 
     def emit(self, x: Any, weight: Any, bias: Any, *rest: Any) -> None:
         geo, tile, spec = self.geo, self.tile, self.spec
-        self.weight, self.bias, self.y = weight, bias, rest[-1]
-        self.params, self.residual = rest[:-1], rest[-2] if spec.residual else None
+        self.weight, self.params, self.y = weight, rest[:-1], rest[-1]
         self.x = self._stage_input(x) if geo.scratch else x
         tiles_h, tiles_w = ceil(spec.oh / tile.mh), ceil(spec.ow / tile.mw)
         tiles = spec.n * tiles_h * tiles_w
         blocks = ceil(geo.vectors / tile.nr) * spec.groups
         outer, inner = (blocks, tiles) if tile.channels_outer else (tiles, blocks)
         with tir.parallel_if(tile.threads, outer) as o:
-            self._bind_epilogue()
+            self.epilogue = tir.ConvEpilogue(spec, bias, self.params, self.dot.lanes, self.dot.acc_dtype)
             with T.serial(0, inner) as i:
                 t, b = (i, o) if tile.channels_outer else (o, i)
                 self._tile(t, b, tiles_h, tiles_w)
 
     def _stage_input(self, x: Any) -> Any:
-        """Copies x into scratch: widened to the dot product's type, with its border filled by the zero point."""
         geo, spec = self.geo, self.spec
-        dtype = self.dot.a_dtype
-        scratch = T.alloc_buffer((geo.scratch_size,), dtype, scope="global")
-        top, left, _, right = spec.pad
         zero = self.params[1][0] if spec.is_integer else tir.const(0.0, "float32")
-        width = 32 if spec.is_integer else 16
-        row_size = geo.columns * geo.channels
-
-        def fill(start: Expr, count: int) -> None:
-            if count:
-                tir.for_each_run(
-                    count, width, lambda o, n: T.buffer_store(scratch, tir.splat(zero.astype(dtype), n), [tir.at(start + o, n)])
-                )
-
-        def copy(to: Expr, start: Expr, count: int) -> None:
-            tir.for_each_run(
-                count,
-                width,
-                lambda o, n: T.buffer_store(scratch, x[tir.at(start + o, n)].astype(tir.lanes_of(dtype, n)), [tir.at(to + o, n)]),
-            )
-
-        def image_row(row: Expr, source: Expr) -> None:
-            fill(row, left * geo.channels)
-            body = row + left * geo.channels
-            if geo.channels == spec.ic:
-                copy(body, source, spec.w * spec.ic)
-            else:
-                with T.serial(0, spec.w * spec.groups) as p:
-                    copy(body + p * geo.group_stride, source + p * geo.per_group, geo.per_group)
-            fill(body + spec.w * geo.channels, right * geo.channels)
-
-        with tir.parallel_if(self.tile.threads and spec.n * geo.rows * row_size > 65536, spec.n * geo.rows) as r:
-            image, line = r // geo.rows, r % geo.rows - top
-            row = r * row_size
-            source = (image * spec.h + line) * (spec.w * spec.ic)
-            if spec.pad[0] or spec.pad[2]:
-                with T.If(tirx.And(line >= 0, line < spec.h)):
-                    with T.Then():
-                        image_row(row, source)
-                    with T.Else():
-                        fill(row, row_size)
-            else:
-                image_row(row, source)
-        return scratch
-
-    def _bind_epilogue(self) -> None:
-        """Values that the epilogue of every tile uses, bound once per thread."""
-        spec, lanes = self.spec, self.dot.lanes
-        if not spec.is_integer:
-            bounds = self.params[0]
-            self.bounds = [T.Bind(tir.splat(bounds[i], lanes)) for i in range(2)]
-        elif spec.y != "float32":
-            quant = self.params[1]
-            self.requantize = tir.Requantizer(quant[1], quant[2], quant[3], lanes, spec.y)
-            if spec.residual:
-                self.add = tir.FixedPointAdd(quant, 4, lanes, spec.y)
+        image = Image(spec.n, spec.h, spec.w, spec.groups, geo.per_group)
+        return padded_copy(x, image, spec.pad, zero, self.dot.a_dtype, geo.group_stride, geo.scratch_size, self.tile.threads)
 
     def _tile(self, t: Expr, b: Expr, tiles_h: int, tiles_w: int) -> None:
         geo, tile, spec, dot = self.geo, self.tile, self.spec, self.dot
@@ -291,7 +238,7 @@ class _Nest:
                 pixel = (dh * spec.stride[0] * geo.columns + dw * spec.stride[1]) * geo.channels
                 a = self.x[tir.at(corner + tap_offset + pixel, dot.group)]
                 for i in range(tile.nr):
-                    T.buffer_store(acc[m][i], dot.emit(acc[m][i][everything], a, weights[i], dot.lanes), [everything])
+                    T.buffer_store(acc[m][i], dot.broadcast(acc[m][i][everything], a, weights[i]), [everything])
 
         self._loops((spec.kh, geo.taps, geo.steps), step)
         for i in range(tile.nr):
@@ -324,36 +271,11 @@ class _Nest:
         start: Expr = v * lanes
         if geo.outputs % lanes and geo.outputs > lanes:
             start = tirx.min(start, geo.outputs - lanes)
-        narrow = geo.outputs < lanes
-        table = T.Bind(group * max(geo.outputs, lanes) + start)
-        bias = T.Bind(self.bias[tir.at(table, lanes)])
-        multiplier = T.Bind(self.params[0][tir.at(table, lanes)]) if spec.is_integer else None
+        self.epilogue.bind_channels(T.Bind(group * max(geo.outputs, lanes) + start))
         channel = T.Bind(group * geo.outputs + start)
         for (dh, dw), cell in zip(pixels, acc, strict=True):
-            at = ((image * spec.oh + oh0 + dh) * spec.ow + ow0 + dw) * spec.oc + channel
-            total = cell[tir.at(0, lanes)] + bias
-            if not narrow:
-                residual = self.residual[tir.at(at, lanes)] if spec.residual else None
-                T.buffer_store(self.y, self._epilogue(total, multiplier, residual), [tir.at(at, lanes)])
-                continue
-            # fewer outputs than the narrowest vector has lanes: through a small buffer, element by element
-            residual_lanes = None
-            if spec.residual:
-                staged = tir.register(lanes, spec.y)
-                for lane in range(geo.outputs):
-                    T.buffer_store(staged, self.residual[at + lane], [lane])
-                residual_lanes = staged[tir.at(0, lanes)]
-            result = tir.register(lanes, spec.y)
-            T.buffer_store(result, self._epilogue(total, multiplier, residual_lanes), [tir.at(0, lanes)])
-            for lane in range(geo.outputs):
-                T.buffer_store(self.y, result[lane], [at + lane])
-
-    def _epilogue(self, total: Expr, multiplier: Expr, residual: Expr) -> Expr:
-        spec, lanes = self.spec, self.dot.lanes
-        if not spec.is_integer:
-            return tir.clip(total if residual is None else total + residual, *self.bounds)
-        if spec.y == "float32":
-            return total.astype(tir.lanes_of("float32", lanes)) * multiplier
-        if residual is None:
-            return self.requantize(total, multiplier)
-        return self.add(self.requantize.whole(total, multiplier), tir.to_int32(residual, lanes))
+            index = ((image * spec.oh + oh0 + dh) * spec.ow + ow0 + dw) * spec.oc + channel
+            if geo.outputs < lanes:
+                self.epilogue.store_some(self.y, index, cell[tir.at(0, lanes)], geo.outputs)
+            else:
+                self.epilogue.store(self.y, index, cell[tir.at(0, lanes)])

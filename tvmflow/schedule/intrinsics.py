@@ -33,25 +33,31 @@ class Dot:
     """Type in which the left operand must stand in memory; the template widens it into scratch when x has another type."""
     b_dtype: str
     acc_dtype: str
-    emit: Callable[[Expr, Expr, Expr, int], Expr]
-    """``emit(acc, a, b, lanes)``: a is a ``group``-element vector (a scalar when group is 1), b a ``lanes * group`` vector."""
+    lanewise: Callable[[Expr, Expr, Expr, int], Expr]
+    """``lanewise(acc, a, b, lanes)``: a holds one int32 word of ``group`` packed elements per lane (one plain element when
+    group is 1), b is a vector of ``lanes * group`` elements of ``b_dtype``."""
     regs_per_acc: int = 1
     narrower: str = ""
     """Row with half the lanes, for narrow outputs."""
+
+    def broadcast(self, acc: Expr, a: Expr, b: Expr) -> Expr:
+        """``a`` is one vector of ``group`` elements (a scalar when group is 1), the same for all lanes."""
+        spread = tirx.Broadcast(a, self.lanes) if self.group == 1 else _words(a, self.lanes)
+        return self.lanewise(acc, spread, b, self.lanes)
 
 
 def _llvm(dtype: str, name: str, *args: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, T.llvm_lookup_intrinsic_id(name), *args)
 
 
-def _broadcast_group(a: Expr, lanes: int, dtype: str) -> Expr:
-    """``group`` packed elements, repeated in every lane, as a vector of ``dtype``."""
-    return tirx.reinterpret(dtype, tirx.Broadcast(tirx.reinterpret("int32", a), lanes))
+def _words(a: Expr, lanes: int) -> Expr:
+    """The ``group`` packed elements of ``a`` as one 32-bit word in every lane."""
+    return tirx.Broadcast(tirx.reinterpret("int32", a), lanes)
 
 
 def _vpdpbusd(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
-    bits = lanes * 32
-    return _llvm(f"int32x{lanes}", f"llvm.x86.avx512.vpdpbusd.{bits}", acc, _broadcast_group(a, lanes, f"int8x{4 * lanes}"), b)
+    name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
+    return _llvm(f"int32x{lanes}", name, acc, tirx.reinterpret(f"int8x{4 * lanes}", a), b)
 
 
 _PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
@@ -59,24 +65,24 @@ _PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.
 
 def _pmaddwd(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
     wide = f"int16x{2 * lanes}"
-    return acc + _llvm(f"int32x{lanes}", _PMADDWD[lanes], _broadcast_group(a, lanes, wide), b.astype(wide))
+    return acc + _llvm(f"int32x{lanes}", _PMADDWD[lanes], tirx.reinterpret(wide, a), b.astype(wide))
 
 
 def _sdot(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
-    return _llvm(f"int32x{lanes}", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, _broadcast_group(a, lanes, f"int8x{4 * lanes}"), b)
+    return _llvm(f"int32x{lanes}", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, tirx.reinterpret(f"int8x{4 * lanes}", a), b)
 
 
 def _smlal(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
-    wide = f"int32x{lanes}"
-    return acc + tirx.Broadcast(a, lanes).astype(wide) * b.astype(f"int16x{lanes}").astype(wide)
+    wide = "int32" if lanes == 1 else f"int32x{lanes}"
+    return acc + a.astype(wide) * b.astype(wide)
 
 
 def _fma(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
-    return _llvm(f"float32x{lanes}", "llvm.fma", tirx.Broadcast(a, lanes), b, acc)
+    return _llvm(f"float32x{lanes}", "llvm.fma", a, b, acc)
 
 
 def _mul_add(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
-    return acc + tirx.Broadcast(a, lanes) * b
+    return acc + a * b
 
 
 DOTS: tuple[Dot, ...] = (

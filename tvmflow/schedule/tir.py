@@ -129,3 +129,56 @@ def for_each_run(count: int, widest: int, body: Callable[[Expr, int], None]) -> 
             body(i * lanes, lanes)
     if count % lanes:
         body(const(count - lanes, "int32"), lanes)
+
+
+class ConvEpilogue:
+    """From accumulators to stored outputs: bias, then requantize, dequantize or clamp, with an optional residual add.
+
+    ``params`` are ``multiplier, quant[, residual]`` (integer) or ``bounds[, residual]`` (float), as in kernels/spec.py Conv2d.
+    """
+
+    def __init__(self, spec: Any, bias: Any, params: Any, lanes: int, acc_dtype: str) -> None:
+        self.spec, self.bias, self.params, self.lanes, self.acc_dtype = spec, bias, params, lanes, acc_dtype
+        self.residual = params[-1] if spec.residual else None
+        if not spec.is_integer:
+            self.bounds = [T.Bind(splat(params[0][i], lanes)) for i in range(2)]
+        elif spec.y != "float32":
+            quant = params[1]
+            self.requantize = Requantizer(quant[1], quant[2], quant[3], lanes, spec.y)
+            if spec.residual:
+                self.add = FixedPointAdd(quant, 4, lanes, spec.y)
+
+    def bind_channels(self, table: Expr) -> None:
+        """Loads bias and multiplier of the ``lanes`` channels from ``table`` on."""
+        self.bias_lanes = T.Bind(self.bias[at(table, self.lanes)])
+        if self.spec.is_integer:
+            self.multiplier = T.Bind(self.params[0][at(table, self.lanes)])
+
+    def value(self, acc: Expr, residual: Expr | None) -> Expr:
+        """Output lanes of one accumulator."""
+        total = acc + self.bias_lanes
+        if not self.spec.is_integer:
+            return clip(total if residual is None else total + residual, *self.bounds)
+        if self.spec.y == "float32":
+            return total.astype(lanes_of("float32", self.lanes)) * self.multiplier
+        if residual is None:
+            return self.requantize(total, self.multiplier)
+        return self.add(self.requantize.whole(total, self.multiplier), to_int32(residual, self.lanes))
+
+    def store(self, y: Any, index: Expr, acc: Expr) -> None:
+        """Writes the ``lanes`` outputs that start at ``index``."""
+        residual = self.residual[at(index, self.lanes)] if self.residual is not None else None
+        T.buffer_store(y, self.value(acc, residual), [at(index, self.lanes)])
+
+    def store_some(self, y: Any, index: Expr, acc: Expr, count: int) -> None:
+        """Writes ``count < lanes`` outputs, element by element through a small buffer."""
+        residual = None
+        if self.residual is not None:
+            staged = register(self.lanes, self.spec.y)
+            for lane in range(count):
+                T.buffer_store(staged, self.residual[index + lane], [lane])
+            residual = staged[at(0, self.lanes)]
+        result = register(self.lanes, self.spec.y)
+        T.buffer_store(result, self.value(acc, residual), [at(0, self.lanes)])
+        for lane in range(count):
+            T.buffer_store(y, result[lane], [index + lane])
