@@ -1,0 +1,190 @@
+"""Elementwise kernels on CPUs: table look-up, quantize, dequantize, add and multiply of two quantized tensors.
+
+Flat loops over vectors; the last vector of a run overlaps the one before it, so there is no scalar remainder. Long tensors are cut
+into chunks that threads share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import msgspec
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmflow.kernels.spec import Binary, Dequantize, Lookup, Quantize
+from tvmflow.schedule import tir
+
+Expr = Any
+
+PARALLEL_ELEMENTS = 65536
+
+
+class FlatTile(msgspec.Struct, frozen=True, tag="flat"):
+    """``lanes`` elements a vector; ``chunk`` elements a unit of work for a thread."""
+
+    lanes: int
+    chunk: int = 16384
+    threads: bool = True
+
+
+def _chunked(count: int, tile: FlatTile, body: Callable[[Expr, int], None]) -> None:
+    """``body(offset, lanes)`` over ``count`` elements, chunks in parallel."""
+    if count < 2 * tile.chunk or count < PARALLEL_ELEMENTS or not tile.threads:
+        tir.for_each_run(count, tile.lanes, body)
+        return
+    chunks = -(-count // tile.chunk)
+    with T.parallel(0, chunks) as i:
+        start = T.Bind(tirx.min(i * tile.chunk, count - tile.chunk))
+        tir.for_each_run(tile.chunk, tile.lanes, lambda offset, lanes: body(start + offset, lanes))
+
+
+def emit_lookup(spec: Lookup, tile: FlatTile, name: str) -> tirx.PrimFunc:
+    """``y[i] = table[x[i]]``; one element at a time, as no target of ours gathers bytes faster."""
+
+    def body(x: Any, table: Any, y: Any) -> None:
+        bias = 128 if spec.x == "int8" else 0
+
+        def one(i: Expr, _lanes: int) -> None:
+            T.buffer_store(y, table[x[i].astype("int32") + bias], [i])
+
+        _chunked(prod(spec.shape), msgspec.structs.replace(tile, lanes=1), one)
+
+    return tir.prim_func(name, [("x", spec.shape, spec.x), ("table", (256,), spec.y), ("y", spec.shape, spec.y)], body, {})
+
+
+def _quantize_lanes(value: Expr, scale: Expr, lo: Expr, hi: Expr, shift: Expr, lanes: int, dtype: str) -> Expr:
+    """kernels/reference.py ``_quantize`` on a vector; the rounding trick is explained at tir.Requantizer."""
+    steps = tir.clip(value / tir.splat(scale, lanes), tir.splat(lo, lanes), tir.splat(hi, lanes))
+    rounded = steps + tir.splat(tir.const(tir.Requantizer.MAGIC, "float32"), lanes)
+    return (tirx.reinterpret(tir.lanes_of("int32", lanes), rounded) + tir.splat(shift, lanes)).astype(tir.lanes_of(dtype, lanes))
+
+
+def emit_quantize(spec: Quantize, tile: FlatTile, name: str) -> tirx.PrimFunc:
+    """float32 to integers, with the transpose of an NCHW input fused in."""
+    info = np.iinfo(spec.y)
+
+    def body(x: Any, scale: Any, quant: Any, y: Any) -> None:
+        zero = T.Bind(quant[0])
+        by = T.Bind(scale[0])
+        lo, hi = (T.Bind((tir.const(int(b), "int32") - zero).astype("float32")) for b in (info.min, info.max))
+        shift = T.Bind(zero - tir.const(tir.Requantizer.MAGIC_BITS, "int32"))
+
+        def convert(source: Expr, lanes: int) -> Expr:
+            return _quantize_lanes(x[tir.at(source, lanes)], by, lo, hi, shift, lanes, spec.y)
+
+        if not spec.nchw:
+            _chunked(prod(spec.shape), tile, lambda o, n: T.buffer_store(y, convert(o, n), [tir.at(o, n)]))
+            return
+        n, h, w, c = spec.shape
+        # a vector of pixels of one channel is converted at once and scattered to its places in the pixels
+        with tir.parallel_if(tile.threads and prod(spec.shape) > PARALLEL_ELEMENTS, n * h) as row:
+
+            def pixels(column: Expr, lanes: int) -> None:
+                for_channels(row, column, lanes)
+
+            def for_channels(row: Expr, column: Expr, lanes: int) -> None:
+                with T.serial(0, c) as channel:
+                    image, line = row // h, row % h
+                    staged = tir.register(lanes, spec.y)
+                    T.buffer_store(staged, convert(((image * c + channel) * h + line) * w + column, lanes), [tir.at(0, lanes)])
+                    for lane in range(lanes):
+                        T.buffer_store(y, staged[lane], [(row * w + column + lane) * c + channel])
+
+            tir.for_each_run(w, tile.lanes, pixels)
+
+    params = [("x", spec.in_shape, "float32"), ("scale", (1,), "float32"), ("quant", (1,), "int32"), ("y", spec.shape, spec.y)]
+    return tir.prim_func(name, params, body, {})
+
+
+def emit_dequantize(spec: Dequantize, tile: FlatTile, name: str) -> tirx.PrimFunc:
+    """``(q - zero) * scale``."""
+
+    def body(x: Any, scale: Any, quant: Any, y: Any) -> None:
+        zero, by = T.Bind(quant[0]), T.Bind(scale[0])
+
+        def run(o: Expr, n: int) -> None:
+            steps = tir.to_int32(x[tir.at(o, n)], n) - tir.splat(zero, n)
+            T.buffer_store(y, steps.astype(tir.lanes_of("float32", n)) * tir.splat(by, n), [tir.at(o, n)])
+
+        _chunked(prod(spec.shape), tile, run)
+
+    params = [("x", spec.shape, spec.x), ("scale", (1,), "float32"), ("quant", (1,), "int32"), ("y", spec.shape, "float32")]
+    return tir.prim_func(name, params, body, {})
+
+
+def emit_binary(spec: Binary, tile: FlatTile, name: str) -> tirx.PrimFunc:
+    """Add or multiply with broadcasting: the innermost run on which both operands advance (or one stands still) is vectorised."""
+    add = spec.fn == "add"
+    params: list[tuple[str, tuple[int, ...], str]] = [("a", spec.a_shape, spec.x), ("b", spec.b_shape, spec.x)]
+    if not add:
+        params.append(("multiplier", (1,), "float32"))
+    params += [("quant", (8 if add else 5,), "int32"), ("y", spec.out_shape, spec.y)]
+
+    def body(a: Any, b: Any, *rest: Any) -> None:
+        quant, y = rest[-2:]
+
+        def combine(ia: Expr, ib: Expr, la: int, lb: int, lanes: int) -> Expr:
+            va = tir.splat(a[tir.at(ia, la)].astype(tir.lanes_of("int32", la)), lanes // la)
+            vb = tir.splat(b[tir.at(ib, lb)].astype(tir.lanes_of("int32", lb)), lanes // lb)
+            if add:
+                return tir.FixedPointAdd(quant, 0, lanes, spec.y)(va, vb)
+            product = (va - tir.splat(quant[0], lanes)) * (vb - tir.splat(quant[1], lanes))
+            requantize = tir.Requantizer(quant[2], quant[3], quant[4], lanes, spec.y)
+            return requantize(product, tir.splat(rest[0][0], lanes))
+
+        outer, run, a_moves, b_moves = _innermost_run(spec)
+        if not outer:
+            _chunked(run, tile, lambda o, n: T.buffer_store(y, combine(o, o, n, n, n), [tir.at(o, n)]))
+            return
+        rows = prod(extent for extent, _, _ in outer)
+        with tir.parallel_if(tile.threads and rows * run > PARALLEL_ELEMENTS, rows) as row:
+            ia, ib = _offsets(row, outer)
+
+            def vector(o: Expr, n: int) -> None:
+                value = combine(ia + (o if a_moves else 0), ib + (o if b_moves else 0), n if a_moves else 1, n if b_moves else 1, n)
+                T.buffer_store(y, value, [tir.at(row * run + o, n)])
+
+            tir.for_each_run(run, tile.lanes, vector)
+
+    return tir.prim_func(name, params, body, {})
+
+
+Axis = tuple[int, int, int]
+"""Extent, and the strides of a and b along it (0 where it is broadcast)."""
+
+
+def _innermost_run(spec: Binary) -> tuple[list[Axis], int, bool, bool]:
+    """Outer axes, length of the contiguous innermost run, and whether a and b advance along it."""
+    axes: list[Axis] = []
+    stride_a = stride_b = 1
+    for pa, pb in zip(reversed(spec.a_shape), reversed(spec.b_shape), strict=True):
+        extent = max(pa, pb)
+        if extent > 1:
+            axes.append((extent, stride_a if pa > 1 else 0, stride_b if pb > 1 else 0))
+        stride_a, stride_b = stride_a * pa, stride_b * pb
+    if not axes:
+        return [], 1, True, True
+    moves = (axes[0][1] > 0, axes[0][2] > 0)
+    run, used = 1, 0
+    for extent, sa, sb in axes:
+        if (sa > 0, sb > 0) != moves:
+            break
+        run, used = run * extent, used + 1
+    if moves == (True, True) and used == len(axes):
+        return [], run, True, True
+    return axes[used:][::-1], run, *moves
+
+
+def _offsets(row: Expr, outer: list[Axis]) -> tuple[Expr, Expr]:
+    """Offsets of a and b for flat index ``row`` over the outer axes."""
+    ia: Expr = 0
+    ib: Expr = 0
+    rest = row
+    for extent, sa, sb in reversed(outer):
+        ia, ib = ia + rest % extent * sa, ib + rest % extent * sb
+        rest = rest // extent
+    return T.Bind(ia if not isinstance(ia, int) else tir.const(0, "int32")), T.Bind(ib if not isinstance(ib, int) else tir.const(0, "int32"))
