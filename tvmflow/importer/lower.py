@@ -1,0 +1,152 @@
+"""Our own converters, for operators that TVM's frontend turns into opaque loops, lacks, or gets wrong: ONNX node -> Relax operators.
+
+Each takes ``(bb, inputs, attrs)`` as TVM's converters do; constants are still constants here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import GenericConst
+from tvm.relax import op as R
+
+Lower = Callable[[relax.BlockBuilder, Sequence[Any], Mapping[str, Any]], relax.Expr]
+
+
+def value(expr: Any) -> np.ndarray:
+    """Value of a constant operand; raises for a computed one."""
+    if not isinstance(expr, GenericConst):
+        raise ValueError("an operand that must be a constant is computed at run time")
+    return expr.value.numpy()
+
+
+def operand(inputs: Sequence[Any], index: int) -> Any:
+    """An operand, None when it is left out."""
+    return inputs[index] if index < len(inputs) else None
+
+
+def sizes(expr: relax.Expr) -> list[int]:
+    """Static shape of an expression."""
+    return [int(dim) for dim in expr.ty.shape]
+
+
+def clip(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
+    """``R.clip`` for constant bounds of a float tensor, maximum and minimum otherwise."""
+    x = inputs[0]
+    dtype = str(x.ty.dtype)
+    low, high = operand(inputs, 1), operand(inputs, 2)
+    low = relax.const(attrs["min"], dtype) if "min" in attrs else low
+    high = relax.const(attrs["max"], dtype) if "max" in attrs else high
+    bounds = [b for b in (low, high) if b is not None]
+    if bounds and dtype == "float32" and all(isinstance(b, GenericConst) for b in bounds):
+        lo = -np.inf if low is None else float(value(low).reshape(()))
+        hi = np.inf if high is None else float(value(high).reshape(()))
+        if np.isfinite(lo) and np.isfinite(hi) and lo <= hi:
+            return R.clip(x, lo, hi)
+    if low is not None:
+        x = R.maximum(x, low)
+    return x if high is None else R.minimum(x, high)
+
+
+def pad(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
+    """Padding by constant, edge, reflection or wrap; negative amounts crop."""
+    x = inputs[0]
+    rank = len(x.ty.shape)
+    mode = attrs.get("mode", b"constant").decode()
+    amounts = value(inputs[1]).tolist() if len(inputs) > 1 else list(attrs.get("pads", attrs.get("paddings", ())))
+    axes = value(inputs[3]).tolist() if operand(inputs, 3) is not None else list(range(rank))
+    before, after = [0] * rank, [0] * rank
+    for index, axis in enumerate(axes):
+        before[axis], after[axis] = amounts[index], amounts[index + len(axes)]
+    if mode != "constant":
+        for axis in range(rank):
+            if before[axis] or after[axis]:
+                x = bb.normalize(R.take(x, relax.const(border(sizes(x)[axis], before[axis], after[axis], mode), "int64"), axis=axis))
+        return x
+    fill = value(inputs[2]).reshape(()).item() if operand(inputs, 2) is not None else attrs.get("value", 0)
+    if any(n < 0 for n in before + after):
+        shape = sizes(x)
+        begin = [max(0, -n) for n in before]
+        end = [size - max(0, -n) for size, n in zip(shape, after)]
+        x = bb.normalize(R.strided_slice(x, list(range(rank)), begin, end))
+    widths = [max(0, n) for pair in zip(before, after) for n in pair]
+    if any(widths):
+        if str(x.ty.dtype) == "bool":
+            return R.astype(R.nn.pad(R.astype(x, "int8"), widths, pad_value=float(fill)), "bool")
+        x = R.nn.pad(x, widths, pad_value=fill)
+    return x
+
+
+def border(size: int, before: int, after: int, mode: str) -> np.ndarray:
+    """Source index of every element of an axis that is padded by edge, reflection or wrap."""
+    at = np.arange(-before, size + after)
+    if mode == "edge":
+        return at.clip(0, size - 1)
+    if mode == "wrap":
+        return at % size
+    if mode == "reflect":
+        period = max(1, 2 * (size - 1))
+        at = np.abs(at) % period
+        return np.where(at >= size, period - at, at)
+    raise ValueError(f"unknown padding mode {mode!r}")
+
+
+def tile(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
+    return R.tile(inputs[0], value(inputs[1]).tolist())
+
+
+def einsum(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
+    return R.einsum(relax.Tuple(list(inputs)), attrs["equation"].decode().replace(" ", ""))
+
+
+def cumsum(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
+    """Running sum; ``exclusive`` leaves the element itself out, ``reverse`` runs from the end."""
+    x, axis = inputs[0], int(value(inputs[1]).reshape(()))
+    if attrs.get("reverse"):
+        x = bb.normalize(R.flip(x, axis))
+    out = R.cumsum(x, axis=axis, dtype=x.ty.dtype, exclusive=bool(attrs.get("exclusive", 0)))
+    return R.flip(bb.normalize(out), axis) if attrs.get("reverse") else out
+
+
+def conv_integer(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
+    """Exact int32 convolution of integers less their zero points, NCHW."""
+    x, w = (widen(bb, t, operand(inputs, i + 2), per_row=i == 1) for i, t in enumerate(inputs[:2]))
+    if len(x.ty.shape) != 4 or attrs.get("auto_pad", b"NOTSET") != b"NOTSET":
+        raise ValueError("only 2-D convolutions with explicit pads have an integer form")
+    pads = attrs.get("pads", (0, 0, 0, 0))
+    return R.nn.conv2d(
+        x,
+        w,
+        strides=attrs.get("strides", (1, 1)),
+        padding=pads,
+        dilation=attrs.get("dilations", (1, 1)),
+        groups=attrs.get("group", 1),
+        out_dtype="int32",
+    )
+
+
+def widen(bb: relax.BlockBuilder, q: relax.Expr, zero: Any, *, per_row: bool) -> relax.Expr:
+    """``int32(q) - int32(zero)``; a vector of zero points belongs to the first axis of a weight."""
+    wide = bb.normalize(R.astype(q, "int32"))
+    if zero is None:
+        return wide
+    z = bb.normalize(R.astype(zero, "int32"))
+    if per_row and len(z.ty.shape) == 1 and sizes(z)[0] > 1:
+        z = bb.normalize(R.reshape(z, (-1, *[1] * (len(q.ty.shape) - 1))))
+    elif len(z.ty.shape) == 1:
+        z = bb.normalize(R.reshape(z, ()))
+    return bb.normalize(R.subtract(wide, z))
+
+
+LOWERED: Mapping[str, Lower] = {
+    "Clip": clip,
+    "Pad": pad,
+    "Tile": tile,
+    "Einsum": einsum,
+    "CumSum": cumsum,
+    "ConvInteger": conv_integer,
+}
+"""Converters that take precedence over TVM's, by operator."""

@@ -1,0 +1,90 @@
+"""What has no correct lowering is refused here, by name, before TVM sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx
+
+from tvmflow.errors import ModelError, UnsupportedOperator
+from tvmflow.importer.graph import DOMAINS, Graph, attributes, describe
+
+DTYPES = frozenset({"bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"})
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A reason to refuse nodes of ``operators``: ``when(node, graph)`` says yes, ``why`` and ``remedy`` are for the user."""
+
+    operators: tuple[str, ...]
+    when: Callable[[onnx.NodeProto, Graph], bool]
+    why: str
+    remedy: str
+
+
+def always(node: onnx.NodeProto, graph: Graph) -> bool:
+    return True
+
+
+def training(node: onnx.NodeProto, graph: Graph) -> bool:
+    return bool(attributes(node).get("training_mode")) or len([n for n in node.output if n]) > 1
+
+
+EVAL_MODE = "export the model in evaluation mode (model.eval())"
+CUT = "cut this node and what follows off the model and compute it outside"
+UNROLL = "export the model with torch.export, which unrolls it"
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(("Dropout",), always, "it drops at random in training mode", EVAL_MODE),
+    Refusal(("BatchNormalization",), training, "it computes batch statistics in training mode", EVAL_MODE),
+    Refusal(("NonMaxSuppression", "NonZero", "Unique", "Compress"), always, "the shape of its result depends on data", CUT),
+    Refusal(("Loop", "Scan", "LSTM", "GRU", "RNN"), always, "loops over data have no lowering", UNROLL),
+    Refusal(("If",), always, "its condition is computed at run time", "export the model with the branch decided"),
+)
+"""In order; the first that applies is reported."""
+
+
+def reject(graph: Graph) -> None:
+    """Raises for the first node, input or output that can't be imported correctly.
+
+    Raises
+    ------
+    ModelError : a graph input or output of a kind or type that no kernel takes
+    UnsupportedOperator : a node, with its name, operator, and what to do
+    """
+    from tvm.relax.frontend.onnx import onnx_frontend as frontend
+
+    from tvmflow.importer.lower import LOWERED
+
+    for value in (*graph.inputs, *graph.outputs):
+        kind = value.type.WhichOneof("value")
+        if kind not in ("tensor_type", None):
+            raise ModelError(f"{value.name!r} is a {kind.removesuffix('_type')}, not a tensor", remedy="only tensors go in and out")
+    for value in graph.inputs:
+        check_type(value.name, graph, f"input {value.name!r}")
+    convertible = {*frontend._get_convert_map(), *LOWERED}
+    for node in graph.nodes:
+        if node.domain not in DOMAINS:
+            raise UnsupportedOperator(f"operators of domain {node.domain!r} are unknown", where=describe(node), remedy=CUT)
+        for refusal in REFUSALS:
+            if node.op_type in refusal.operators and refusal.when(node, graph):
+                raise UnsupportedOperator(refusal.why, where=describe(node), remedy=refusal.remedy)
+        if node.op_type not in convertible:
+            raise UnsupportedOperator("no lowering for this operator", where=describe(node), remedy="export the model with other operators, or " + CUT)
+        for name in node.output:
+            if name:
+                check_type(name, graph, describe(node))
+
+
+def check_type(name: str, graph: Graph, where: str) -> None:
+    dtype = graph.dtype(name)
+    if dtype is None:
+        raise UnsupportedOperator("its type can't be inferred", where=where, remedy=CUT)
+    if str(dtype) not in DTYPES:
+        raise UnsupportedOperator(f"elements of type {'string' if dtype == object else dtype} have no kernels", where=where, remedy="convert them to a usual number type")
+    if graph.shape(name) is None:
+        raise UnsupportedOperator("its shape depends on data", where=where, remedy="fix dynamic shapes with --shape, or " + CUT)
+
+
+__all__ = ["DTYPES", "REFUSALS", "Refusal", "reject"]

@@ -1,0 +1,10 @@
+"""Rewrites on the ONNX graph, before TVM sees it: what its converters lack or get wrong becomes what they get right."""
+
+from __future__ import annotations
+
+from tvmflow.importer.rewrite.elementwise import ELEMENTWISE
+from tvmflow.importer.rewrite.rule import Rule
+from tvmflow.importer.rewrite.structure import STRUCTURE
+
+RULES: tuple[Rule, ...] = (*STRUCTURE, *ELEMENTWISE)
+"""In order; the first that fits a node is applied, and the node's replacement is looked at again."""
