@@ -1,0 +1,244 @@
+"""Session: a compiled model, loaded and ready to run. Needs TVM's runtime library only, never the compiler."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvmflow.build.manifest import Manifest, read_manifest, verify_digest
+from tvmflow.errors import ArtifactError, DataError, EnvironmentProblem, nearest
+from tvmflow.model import TensorInfo
+from tvmflow.runtime import cpu
+
+
+def check_machine(manifest: Manifest, where: str) -> None:
+    """Raise ArtifactError when this machine can't run the file: before its code is mapped, so that no illegal instruction can run."""
+    if manifest.arch != cpu.arch():
+        raise ArtifactError(
+            f"it was compiled for {manifest.arch}, this machine is {cpu.arch()}",
+            where=where,
+            remedy="run it on a board (`--board`), or compile with `-t native`",
+        )
+    missing = sorted(set(manifest.isa_required) - cpu.features())
+    if missing:
+        raise ArtifactError(
+            f"it was compiled for {manifest.target} and needs CPU features that this machine lacks: {', '.join(missing)}",
+            where=where,
+            remedy="compile with `-t native` on this machine; `tvmflow targets detect` shows what it has",
+        )
+    needed = tuple(int(part) for part in manifest.glibc.split(".")) if manifest.glibc else ()
+    present = cpu.glibc_version()
+    if present and present < needed:
+        raise ArtifactError(
+            f"it needs glibc {manifest.glibc}, this system has {'.'.join(map(str, present))}",
+            where=where,
+            remedy="run it on a newer system",
+        )
+
+
+def load(path: str | Path, *, threads: int | None = None, device: str | None = None, check: bool = True) -> Session:
+    """Load a compiled model.
+
+    Parameters
+    ----------
+    path : the `.so` file that ``compile`` wrote
+    threads : CPU threads to use; None takes every physical core that the process may run on
+    device : ``cpu`` or ``cuda``; None takes what the file was compiled for
+    check : compare the file with its digest first
+
+    Raises ArtifactError when the file is damaged, too new, or for another machine, before any of its code runs;
+    EnvironmentProblem when the device or the number of threads is not to be had.
+    """
+    path = Path(path).resolve()
+    manifest = read_manifest(path)
+    if check:
+        verify_digest(path)
+    check_machine(manifest, str(path))
+    if device is not None and device != manifest.device:
+        raise ArtifactError(
+            f"it was compiled for the device {manifest.device!r}, not {device!r}",
+            where=str(path),
+            remedy="compile it for a target of that device",
+        )
+    return Session(path, manifest, threads)
+
+
+class Session:
+    """A loaded model. Calls are not to be made from two threads at the same time; load it once for each."""
+
+    def __init__(self, path: Path, manifest: Manifest, threads: int | None = None) -> None:
+        wanted = threads if threads is not None else cpu.physical_cores()
+        if wanted < 1:
+            raise DataError(f"threads must be 1 or more, not {wanted}")
+        prepare_thread_pool(wanted)
+        import tvm
+        from tvm.runtime.vm import VirtualMachine
+
+        self.path, self.manifest, self.threads = path, manifest, wanted
+        self._runtime = tvm.runtime
+        self._limit_threads = tvm.get_global_func("runtime.config_threadpool")
+        self._use_threads()
+        if tvm.runtime.num_threads() != wanted:
+            raise EnvironmentProblem(
+                f"{wanted} threads were asked for, TVM's pool in this process has {tvm.runtime.num_threads()}",
+                remedy=f"load before other TVM code runs, or start with TVM_NUM_THREADS={wanted}",
+            )
+        self._device = find_device(manifest.device, str(path))
+        self._module: Any = tvm.runtime.load_module(str(path))
+        self._vm: Any = VirtualMachine(self._module, self._device)
+        self._buffers = [tvm.runtime.empty(i.shape, i.dtype, self._device) for i in manifest.inputs]
+
+    def __call__(self, *arrays: Any) -> Any:
+        """Run on arrays (numpy, or anything with DLPack) in the order of the inputs; one numpy array, or a list when several."""
+        infos = self.manifest.inputs
+        if len(arrays) != len(infos):
+            names = ", ".join(i.name for i in infos)
+            raise DataError(f"{len(arrays)} inputs given, the model takes {len(infos)}: {names}", where=self.path.name)
+        outputs = self._run([as_input(array, info, self.path.name) for array, info in zip(arrays, infos, strict=True)])
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Run on arrays by input name; outputs by name. Raises DataError on a wrong name, shape or dtype."""
+        outputs = self._run(self._ordered(inputs))
+        return {info.name: array for info, array in zip(self.manifest.outputs, outputs, strict=True)}
+
+    def benchmark(self, inputs: Mapping[str, Any], repeat: int = 10, number: int = 1) -> list[float]:
+        """Seconds per call, ``repeat`` times, each the mean of ``number`` calls.
+
+        Inside the clock: the program from its first kernel to its last and the allocation of its outputs, on the device until it
+        has finished. Outside: copying inputs in and outputs out. One call goes ahead untimed. Python adds about a microsecond.
+        """
+        call, wait = self._prepared(self._ordered(inputs))
+        call()
+        wait()
+        seconds = []
+        for _ in range(repeat):
+            start = time.perf_counter()
+            for _ in range(number):
+                call()
+            wait()
+            seconds.append((time.perf_counter() - start) / number)
+        return seconds
+
+    def profile(self, inputs: Mapping[str, Any], repeat: int = 10) -> list[tuple[str, float]]:
+        """Kernels in execution order with their milliseconds, the median over ``repeat`` runs.
+
+        Every kernel is timed alone, from outside, so the sum exceeds :meth:`benchmark` by about a microsecond a kernel.
+        """
+        call, wait = self._prepared(self._ordered(inputs))
+        runs: list[list[tuple[str, float]]] = []
+        started = 0.0
+
+        def around(_function: Any, symbol: str, before: bool, _result: Any, *_args: Any) -> int:
+            nonlocal started
+            if not symbol.startswith("vm.builtin."):
+                if not before:
+                    wait()
+                    runs[-1].append((symbol, (time.perf_counter() - started) * 1e3))
+                started = time.perf_counter()
+            return 0
+
+        call()
+        self._vm.set_instrument(around)
+        try:
+            for _ in range(repeat):
+                runs.append([])
+                call()
+        finally:
+            self._vm.set_instrument(None)
+        return [(calls[0][0], float(np.median([ms for _, ms in calls]))) for calls in zip(*runs, strict=True)]
+
+    def close(self) -> None:
+        """Free the model's memory. The session can't be used afterwards."""
+        self._vm = self._module = None
+        self._buffers = []
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _use_threads(self) -> None:
+        """TVM keeps one pool for each calling thread, shared by all sessions: set it before every use."""
+        self._limit_threads(1, self.threads)
+
+    def _ordered(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
+        names = [info.name for info in self.manifest.inputs]
+        for name in inputs:
+            if name not in names:
+                raise DataError(f"the model has no input {name!r}", where=self.path.name, remedy=nearest(name, names))
+        absent = [name for name in names if name not in inputs]
+        if absent:
+            raise DataError(f"missing inputs: {', '.join(absent)}", where=self.path.name)
+        return [as_input(inputs[info.name], info, self.path.name) for info in self.manifest.inputs]
+
+    def _fill(self, arrays: list[np.ndarray]) -> None:
+        if self._vm is None:
+            raise DataError("the session is closed", where=self.path.name)
+        self._use_threads()
+        for buffer, array in zip(self._buffers, arrays, strict=True):
+            buffer.copyfrom(array)
+
+    def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        self._fill(arrays)
+        result = self._vm["main"](*self._buffers)
+        tensors = [result] if isinstance(result, self._runtime.Tensor) else list(result)
+        return [tensor.numpy() for tensor in tensors]
+
+    def _prepared(self, arrays: list[np.ndarray]) -> tuple[Callable[[], object], Callable[[], object]]:
+        """The program with its inputs bound, without Python in between, and the wait for the device."""
+        self._fill(arrays)
+        self._vm.save_function("main", "tvmflow.prepared", *self._buffers, include_return=False)
+        wait = self._device.sync if self.manifest.device != "cpu" else lambda: None
+        return self._vm["tvmflow.prepared"], wait
+
+
+def prepare_thread_pool(threads: int) -> None:
+    """Make TVM's pool large enough, if it does not exist yet, and keep it from pinning threads.
+
+    TVM takes half of an x86 machine's CPUs unless told, and pins the calling thread to a core: whatever runs in the process or
+    starts from it afterwards would share that one core.
+    """
+    size = max(threads, cpu.physical_cores())
+    if int(os.environ.get("TVM_NUM_THREADS") or 0) < size:
+        os.environ["TVM_NUM_THREADS"] = str(size)
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+
+def find_device(name: str, where: str) -> Any:
+    """TVM device of a name. Raises EnvironmentProblem when the machine has none."""
+    import tvm
+
+    if name == "cpu":
+        return tvm.cpu()
+    device = tvm.device(name, 0)
+    if not device.exist:
+        raise EnvironmentProblem(f"no {name} device in this machine", where=where, remedy="see `tvmflow doctor`")
+    return device
+
+
+def as_input(value: Any, info: TensorInfo, where: str) -> np.ndarray:
+    """``value`` as a contiguous numpy array of exactly the declared shape and dtype. Raises DataError."""
+    array = value if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__") else np.from_dlpack(value)
+    array = np.asarray(array)
+    if array.shape != info.shape:
+        raise DataError(
+            f"input {info.name!r} has shape {shape_text(array.shape)}, the model takes {shape_text(info.shape)}", where=where
+        )
+    if array.dtype != np.dtype(info.dtype):
+        raise DataError(
+            f"input {info.name!r} is {array.dtype}, the model takes {info.dtype}",
+            where=where,
+            remedy=f"convert it: x.astype({info.dtype!r})",
+        )
+    return np.ascontiguousarray(array)
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
