@@ -1,0 +1,337 @@
+"""A TVM RPC server that no job can kill: ``python -m tvmflow.board.server --port 9300``.
+
+TVM's own server stops listening for ever when a session crashes or a handshake is malformed, and blocks while a client is
+silent. Here three kinds of processes share the work, none of which trusts the next::
+
+    server       accepts, forks, reaps; never reads from a connection
+    '- session   one per connection: handshake with a deadline, waits for its turn, then watches the worker
+       '- worker TVM's RPC loop; loads and runs what the client sends, and may crash or hang
+
+One worker runs at a time, so that measurements are not disturbed; a client that comes meanwhile waits, and is told who holds
+the board. A session ends when its client hangs up, when its worker dies, or at its time limit. It needs TVM's
+runtime and numpy, nothing else.
+
+TVM's RPC is remote code execution without authentication, by design: the server binds to loopback unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tvmflow.board.info import board_info
+from tvmflow.board.wire import GREETING, RPC_MAGIC, RPC_MISMATCH
+from tvmflow.runtime import cpu
+
+HANDSHAKE_SECONDS = 5.0
+HANGUP_GRACE_SECONDS = 1.0
+_MAX_KEY = 4096
+log = logging.getLogger("tvmflow.board")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where to listen and what to allow. ``port`` 0 takes a free one; ``session_limit`` is in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 9300
+    key: str = ""
+    session_limit: float = 3600.0
+
+
+def serve(config: ServerConfig) -> None:
+    """Listens until SIGINT or SIGTERM; prints ``listening on host:port`` when ready. Raises OSError when it can't listen."""
+    _prepare_environment()
+    _register_functions()
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with (
+        socket.create_server((config.host, config.port), family=family, backlog=64) as listener,
+        tempfile.TemporaryDirectory(prefix="tvmflow-board-") as root,
+    ):
+        port = listener.getsockname()[1]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _stop)
+        print(f"listening on {config.host}:{port}", flush=True)
+        sessions: set[int] = set()
+        try:
+            while True:
+                select.select([listener], [], [], 0.5)
+                _reap(sessions, Path(root))
+                listener.setblocking(False)
+                try:
+                    connection, address = listener.accept()
+                except (BlockingIOError, ConnectionAbortedError):
+                    continue
+                pid = os.fork()
+                if pid == 0:
+                    _in_child(partial(_session, listener, connection, address, config, Path(root)))
+                sessions.add(pid)
+                connection.close()
+        finally:
+            for pid in sessions:
+                _kill_group(pid)
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise SystemExit(0)
+
+
+def _in_child(work: Callable[[], object]) -> None:
+    """Runs ``work`` in a forked process that must never return into the code of its parent."""
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit:
+        code = 0
+    except BaseException as error:  # a process boundary: whatever it was, it ends here and is logged
+        log.error("session failed: %s: %s", type(error).__name__, error)
+    finally:
+        os._exit(code)
+
+
+def _reap(sessions: set[int], root: Path) -> None:
+    """Buries sessions that ended, with whatever they left running and on disk."""
+    for pid in list(sessions):
+        # WNOWAIT keeps the process id taken until its group is killed, so that no stranger's group can be hit.
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            continue
+        _kill_group(pid)
+        os.waitpid(pid, 0)
+        sessions.discard(pid)
+        shutil.rmtree(root / str(pid), ignore_errors=True)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+# -------- one session
+
+
+def _session(listener: socket.socket, connection: socket.socket, address: Any, config: ServerConfig, root: Path) -> None:
+    listener.close()
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    connection.settimeout(HANDSHAKE_SECONDS)
+    try:
+        options = _handshake(connection, config, root)
+    except (OSError, ValueError, struct.error) as error:
+        log.warning("%s: bad handshake: %s", address[0], error)
+        return
+    if options is None:
+        return
+    connection.settimeout(None)
+    who = f"{options.get('who', 'someone')} from {address[0]}"
+    turn = _wait_for_turn(connection, root, who)
+    if turn is None:
+        log.info("%s left while waiting", who)
+        return
+    _accept(connection, config.key)
+    limit = min(config.session_limit, float(options.get("timeout", config.session_limit)))
+    start = time.monotonic()
+    log.info("session of %s begins, at most %g s", who, limit)
+    end = _run_worker(connection, root / str(os.getpid()), limit, turn)
+    log.info("session of %s %s after %.1f s", who, end or "ended", time.monotonic() - start)
+
+
+def _handshake(connection: socket.socket, config: ServerConfig, root: Path) -> dict[str, str] | None:
+    """Reads what the client wants: its options (``-name=value`` words after the key), or None when it is already served."""
+    first = _receive(connection, 4)
+    if first == GREETING:
+        facts = board_info(str(root)) | {"busy": _holder(root)}
+        connection.sendall(json.dumps(facts).encode() + b"\n")
+        return None
+    if struct.unpack("<i", first)[0] != RPC_MAGIC:
+        raise ValueError(f"not TVM RPC: {first!r}")
+    size = struct.unpack("<i", _receive(connection, 4))[0]
+    if not 0 < size <= _MAX_KEY:
+        raise ValueError(f"key of {size} bytes")
+    key, *words = _receive(connection, size).decode().split(" ")
+    if key != f"client:{config.key}":
+        connection.sendall(struct.pack("<i", RPC_MISMATCH))
+        raise ValueError(f"asks for key {key.removeprefix('client:')!r}, this board has {config.key!r}")
+    return dict(word[1:].split("=", 1) for word in words if word.startswith("-") and "=" in word)
+
+
+def _accept(connection: socket.socket, key: str) -> None:
+    name = f"server:{key}".encode()
+    connection.sendall(struct.pack("<ii", RPC_MAGIC, len(name)) + name)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    """Exactly ``size`` bytes within the handshake's deadline, however slowly they drip."""
+    deadline = time.monotonic() + HANDSHAKE_SECONDS
+    data = b""
+    while len(data) < size:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        chunk = connection.recv(size - len(data))
+        if not chunk:
+            raise ValueError(f"closed after {len(data)} of {size} bytes")
+        data += chunk
+    return data
+
+
+def _wait_for_turn(connection: socket.socket, root: Path, who: str) -> int | None:
+    """The descriptor that holds the board, or None when the client hung up first. The lock dies with its last process."""
+    lock = os.open(root / "turn", os.O_RDWR | os.O_CREAT)
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if _hung_up(connection, 0.05):
+                return None
+            continue
+        holder = root / f"holder.{os.getpid()}"
+        holder.write_text(json.dumps({"who": who, "since": time.time()}))
+        holder.replace(root / "holder")
+        return lock
+
+
+def _holder(root: Path) -> dict[str, Any] | None:
+    """Who holds the board and for how many seconds, or None when it is free."""
+    probe = os.open(root / "turn", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        try:
+            holder = json.loads((root / "holder").read_text())
+        except FileNotFoundError:
+            return {"who": "someone", "seconds": 0.0}  # between taking the lock and writing the name
+        return {"who": holder["who"], "seconds": round(time.time() - holder["since"], 1)}
+    finally:
+        os.close(probe)
+
+
+def _hung_up(connection: socket.socket, wait: float) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(wait * 1000))
+
+
+def _run_worker(connection: socket.socket, workdir: Path, limit: float, turn: int) -> str:
+    """Runs the worker to its end, at most ``limit`` seconds; returns why it ended badly, or an empty text."""
+    server = os.getppid()
+    workdir.mkdir()
+    alive, dies = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(alive)
+        _in_child(partial(_worker, connection, str(workdir)))
+    os.close(dies)
+    deadline = time.monotonic() + limit
+    poll = select.poll()
+    poll.register(alive, select.POLLHUP)
+    poll.register(connection, select.POLLRDHUP)
+    end = ""
+    while True:
+        # Half a second at most, to notice a server that was killed, and a worker whose children keep the pipe open.
+        events = dict(poll.poll(max(0.0, min(0.5, deadline - time.monotonic())) * 1000))
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        if connection.fileno() in events:
+            poll.unregister(connection)
+            deadline, end = time.monotonic() + HANGUP_GRACE_SECONDS, "was left by its client in mid-job"
+        if time.monotonic() >= deadline or os.getppid() != server:
+            end = end or f"reached its time limit of {limit:g} s"
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            status = 0
+            break
+    os.close(turn)
+    if status and not end:
+        end = (
+            f"was killed by {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else "failed in TVM's RPC loop"
+        )
+    if end:
+        _tell(connection, f"the session {end}")
+    return end
+
+
+def _tell(connection: socket.socket, message: str) -> None:
+    """The reason as TVM's exception packet: a client in mid-call raises it."""
+    from tvm.rpc import _ffi_api
+
+    connection.setblocking(False)  # a frozen client must not freeze the session too
+    with contextlib.suppress(RuntimeError, OSError):
+        _ffi_api.ReturnException(connection.fileno(), message)
+
+
+# -------- the worker
+
+
+def _worker(connection: socket.socket, workdir: str) -> None:
+    from tvm.rpc import _ffi_api
+
+    os.chdir(workdir)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):
+        # Short of memory, the kernel shall take the job, not the server.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    _ffi_api.ServerLoop(connection.fileno())
+
+
+def upload_path(name: str) -> str:
+    """Where a file of the client lies: inside the session's folder, which is the worker's working directory, or not at all."""
+    path = Path(name)
+    if not name or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"refused file name {name!r}: it leads out of the session's folder")
+    return str(Path.cwd() / path)
+
+
+def _prepare_environment() -> None:
+    """Before TVM and numpy are loaded: no threads in a process that forks; a pool that may grow to every core, unpinned."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("TVM_NUM_THREADS", str(len(cpu.allowed_cpus())))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+
+def _register_functions() -> None:
+    """The functions that clients call by name. Registered before the first fork; they act in the worker's folder."""
+    import tvm_ffi
+    from tvm.rpc import _ffi_api  # noqa: F401 - loads the RPC functions
+    from tvm.runtime import load_module
+
+    functions: dict[str, Callable[..., str | Any]] = {
+        "tvm.rpc.server.workpath": upload_path,
+        "tvm.rpc.server.load_module": lambda name: load_module(upload_path(name)),
+        "tvmflow.board.info": lambda: json.dumps(board_info()),
+    }
+    for name, function in functions.items():
+        tvm_ffi.register_global_func(name, function, override=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tvmflow.board.server", description="tvmflow's board server")
+    parser.add_argument("--host", default=ServerConfig.host, help="address to bind; anyone who reaches it can run code here")
+    parser.add_argument("--port", type=int, default=ServerConfig.port, help="0 takes a free one")
+    parser.add_argument("--key", default=ServerConfig.key)
+    parser.add_argument("--session-limit", type=float, default=ServerConfig.session_limit, help="seconds")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    serve(ServerConfig(**vars(parser.parse_args(arguments))))
+
+
+if __name__ == "__main__":
+    main()
