@@ -1,14 +1,105 @@
-"""``tvmflow board``."""
+"""``tvmflow board``: thin over ``tvmflow.board``."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from tvmflow.cli.verb import help_without_verb
+from tvmflow.cli.verb import Output, help_without_verb, verb
+from tvmflow.errors import EnvironmentProblem, UsageError
+
+if TYPE_CHECKING:
+    from tvmflow.board.registry import Board
 
 app = typer.Typer(help="Register, check and serve boards.", invoke_without_command=True)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The board's name.")]
+PORT = 9300
 
 
 @app.callback()
 def _default(context: typer.Context) -> None:
     help_without_verb(context)
+
+
+def _add(
+    name: Name,
+    address: Annotated[
+        str, typer.Argument(metavar="HOST[:PORT]", help="Where its server listens; with --ssh, as seen from there.")
+    ] = "127.0.0.1",
+    target: Annotated[str, typer.Option("--target", "-t", metavar="TARGET", help="What its artifacts are compiled for.")] = "",
+    ssh: Annotated[str, typer.Option("--ssh", metavar="USER@HOST", help="Reach the server through an SSH tunnel.")] = "",
+    tracker: Annotated[str, typer.Option("--tracker", metavar="HOST:PORT", help="A TVM RPC tracker that lends it.")] = "",
+    key: Annotated[str, typer.Option("--key", help="The server's key.")] = "",
+    threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of a run that asks for none; 0: one a core.")] = 0,
+) -> Output:
+    """Register a board, in place of one of the same name."""
+    from tvmflow.board.registry import Board, add_board, registry_path
+    from tvmflow.target import get_target
+
+    if target:
+        get_target(target)
+    host, port = _address(address)
+    board = Board(name=name, host=host, port=port, target=target, ssh=ssh, tracker=tracker, key=key, threads=threads)
+    add_board(board)
+    return Output(_brief(board), (f"{name} is registered in {registry_path()}; try it with `tvmflow board check {name}`",))
+
+
+def _list() -> Output:
+    """List the registered boards."""
+    from tvmflow.board.registry import read_boards, registry_path
+    from tvmflow.cli.tables import board_table
+
+    boards = [_brief(board) for board in read_boards().values()]
+    path = str(registry_path())
+    return Output({"boards": boards, "file": path}, board_table(boards) if boards else (f"no boards in {path}",))
+
+
+def _remove(name: Name) -> Output:
+    """Forget a board."""
+    from tvmflow.board.registry import remove_board
+
+    return Output(_brief(remove_board(name)), (f"{name} is forgotten",))
+
+
+def _serve(
+    host: Annotated[str, typer.Option("--host", help="Address to bind. Whoever can reach it can run code here.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = PORT,
+    key: Annotated[str, typer.Option("--key", help="Answer only to clients with this key.")] = "",
+    session_limit: Annotated[float, typer.Option("--session-limit", min=1, help="Longest session, in seconds.")] = 3600.0,
+) -> Output:
+    """Serve this machine as a board, until interrupted. Prints `listening on HOST:PORT`."""
+    os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")  # read when TVM is imported: a server never compiles
+    from tvmflow.board.server import ServerConfig, serve
+
+    with contextlib.suppress(SystemExit):  # how the server ends on a signal
+        try:
+            serve(ServerConfig(host=host, port=port, key=key, session_limit=session_limit))
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"can't listen: {error.strerror}", where=f"{host}:{port}", remedy="--port 0 takes a free one"
+            ) from error
+    return Output({"host": host, "port": port}, ("the server has ended",))
+
+
+def _address(text: str) -> tuple[str, int]:
+    """``host``, ``host:port`` or ``[host]:port``."""
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        return text.strip("[]"), PORT
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{port!r} is no port", where=text, remedy="write HOST or HOST:PORT, with a port of 1 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def _brief(board: Board) -> dict[str, Any]:
+    """All that is registered of a board but its key."""
+    return {field: getattr(board, field) for field in board.__struct_fields__ if field != "key"}
+
+
+app.command("add")(verb(_add))
+app.command("list")(verb(_list))
+app.command("remove")(verb(_remove))
+app.command("serve")(verb(_serve))

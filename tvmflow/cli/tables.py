@@ -130,6 +130,14 @@ def target_table(targets: list[dict[str, Any]]) -> Shown:
     return (table,)
 
 
+def board_table(boards: list[dict[str, Any]]) -> Shown:
+    table = _table("name", "address ", "target ", "by way of ")
+    for b in boards:
+        way = f"ssh {b['ssh']}" if b["ssh"] else f"tracker {b['tracker']}" if b["tracker"] else ""
+        table.add_row(b["name"], f"{b['host']}:{b['port']}", b["target"], way)
+    return (table,)
+
+
 def doctor_report(checks: list[dict[str, Any]]) -> Shown:
     lines = []
     for check in checks:

@@ -94,7 +94,9 @@ def explain(error: Exception, as_json: bool, debug: bool) -> int:
 
 def _show(output: Output, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(output.data, allow_nan=False))
+        import msgspec
+
+        print(msgspec.json.encode(output.data).decode())  # writes null for what JSON has no number for
         return
     from rich.console import Console
 
