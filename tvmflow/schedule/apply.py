@@ -1,0 +1,98 @@
+"""The schedule stage: gives every kernel call of a module its code.
+
+Before: ``R.call_dps_packed('tvmflow.kernel {...}', (x, weight, bias, multiplier, quant))``
+After:  ``R.call_tir(cls.conv2d_3x3_64_64_56x56, (x, packed weight, bias, multiplier, quant))``
+
+Calls of one signature and one decision share one PrimFunc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from tvmflow.kernels import spec as ks
+from tvmflow.kernels.call import kernel_args, kernel_of
+from tvmflow.model import Model
+from tvmflow.optimize.expr import array, is_constant
+from tvmflow.optimize.walk import Walk, rewrite
+from tvmflow.schedule.template import Tile, template_for
+from tvmflow.target import Target
+
+Lookup = Callable[[ks.Kernel, Target], Tile | None]
+"""The tuning log: the recorded decision for a signature on a target, or None."""
+
+
+def untuned(_spec: ks.Kernel, _target: Target) -> Tile | None:
+    """The empty tuning log."""
+    return None
+
+
+@dataclass(frozen=True)
+class ScheduledKernel:
+    """What one kernel call of the network got."""
+
+    layer: str
+    function: str
+    spec: ks.Kernel
+    template: str
+    tile: Tile
+    tuned: bool
+
+
+def schedule(model: Model, target: Target, lookup: Lookup = untuned) -> tuple[Model, tuple[ScheduledKernel, ...]]:
+    """Replaces every kernel call of ``model`` by a call of a PrimFunc for ``target``.
+
+    Returns the model and, in program order, what each call got.
+    """
+    kernels: list[ScheduledKernel] = []
+    functions: dict[tuple[ks.Kernel, Tile], tvm.ir.GlobalVar] = {}
+    library = relax.BlockBuilder()
+
+    def rule(walk: Walk, call: Any) -> Any:
+        spec = kernel_of(call)
+        if spec is None:
+            return None
+        template = template_for(spec, target)
+        recorded = lookup(spec, target)
+        tile = recorded if recorded is not None else template.default(spec, target)
+        if (spec, tile) not in functions:
+            name = kernel_name(spec)
+            functions[spec, tile] = library.add_func(template.emit(spec, tile, name), name)
+        function = functions[spec, tile]
+        kernels.append(ScheduledKernel(walk.name, str(function.name_hint), spec, template.name, tile, recorded is not None))
+        args = _pack(kernel_args(call), lambda consts: template.pack(spec, tile, consts))
+        return relax.call_tir(function, relax.Tuple(args), relax.TensorType(spec.out_shape, spec.out_dtype))
+
+    module = rewrite(model.module, rule)
+    module.update(library.get())
+    return model.then("schedule", module), tuple(kernels)
+
+
+def _pack(args: list[Any], pack: Callable[[list[NDArray[Any]]], list[NDArray[Any]]]) -> list[Any]:
+    """Arguments with their constants replaced by packed ones, in place."""
+    where = [i for i, a in enumerate(args) if is_constant(a)]
+    packed = pack([array(args[i]) for i in where])
+    for i, value in zip(where, packed, strict=True):
+        args[i] = relax.const(np.ascontiguousarray(value))
+    return args
+
+
+def kernel_name(spec: ks.Kernel) -> str:
+    """A readable name of a kernel's function, as profilers show it."""
+    if isinstance(spec, ks.Conv2d):
+        kind = "depthwise" if spec.is_depthwise else "dense" if spec.h == spec.kh == spec.kw == 1 else "conv2d"
+        tail = "_add" if spec.residual else ""
+        return f"{kind}_{spec.kh}x{spec.kw}_{spec.ic}_{spec.oc}_{spec.h}x{spec.w}_{spec.x}{tail}"
+    if isinstance(spec, ks.MatMul):
+        return f"matmul_{spec.batch}x{spec.m}x{spec.k}x{spec.n}_{spec.x}"
+    if isinstance(spec, ks.Pool2d):
+        return f"{spec.fn}_pool_{spec.kh}x{spec.kw}_{spec.c}_{spec.h}x{spec.w}_{spec.x}"
+    kind = spec.fn if isinstance(spec, ks.Binary) else type(spec).__name__.lower()
+    return f"{kind}_{'x'.join(str(d) for d in spec.out_shape)}_{spec.out_dtype}"

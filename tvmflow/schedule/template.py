@@ -1,0 +1,143 @@
+"""Which template runs a kernel on which family of targets, and what a template must offer to the scheduler and the tuner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+
+from tvmflow.errors import InternalError
+from tvmflow.kernels import spec as ks
+from tvmflow.schedule import conv2d, depthwise, elementwise, matmul, pool
+from tvmflow.target import Target
+
+Array = NDArray[Any]
+Tile: TypeAlias = conv2d.ConvTile | depthwise.DepthwiseTile | matmul.MatMulTile | elementwise.FlatTile | pool.PoolTile
+"""Decisions of any template; what a tuning record holds."""
+
+_DECODER = msgspec.json.Decoder(Tile)
+
+
+def decode_tile(text: str | bytes) -> Tile:
+    """A tile from its JSON. Raises ``msgspec.ValidationError`` on anything else."""
+    return _DECODER.decode(text)
+
+
+@dataclass(frozen=True)
+class Template:
+    """One way to run one kind of kernel.
+
+    ``emit(spec, tile, name)`` gives a PrimFunc over the kernel's arguments (constants as ``pack`` returns them) and its output.
+    """
+
+    name: str
+    fits: Callable[[Any, Target], bool]
+    space: Callable[[Any, Target], Iterator[Any]]
+    """Every decision worth trying, filtered by the register model."""
+    default: Callable[[Any, Target], Any]
+    """The best decision by the template's cycle model."""
+    estimate: Callable[[Any, Any, Target], float]
+    """Modelled cycles: the rank of a candidate before anything is measured."""
+    emit: Callable[[Any, Any, str], tirx.PrimFunc]
+    pack: Callable[[Any, Any, list[Array]], list[Array]]
+    """Compile-time constants as the kernel wants them."""
+
+
+def dots(spec: Any, target: Target) -> tuple[str, ...]:
+    """Instructions that the target offers for a kernel's operand type.
+
+    int8 operands on a target whose dot product wants unsigned ones (a signed artifact checked on such a host) take the next row.
+    """
+    if not spec.is_integer:
+        return target.float32
+    from tvmflow.schedule.intrinsics import BY_NAME
+
+    fitting = tuple(n for n in target.int8.dot if BY_NAME[n].a_dtype in (spec.x, "int16"))
+    return fitting or ("generic",)
+
+
+def vector_lanes(target: Target) -> int:
+    """32-bit elements in a vector register."""
+    return target.cpu.vector_bits // 32
+
+
+def _registers(target: Target) -> int:
+    return target.cpu.registers
+
+
+def _as_is(_spec: Any, _tile: Any, consts: list[Array]) -> list[Array]:
+    return consts
+
+
+def _flat_template(name: str, kind: type, emit: Callable[[Any, Any, str], tirx.PrimFunc]) -> Template:
+    def space(_spec: Any, target: Target) -> Iterator[elementwise.FlatTile]:
+        for factor in (1, 2, 4):
+            yield elementwise.FlatTile(vector_lanes(target) * factor)
+
+    return Template(
+        name,
+        fits=lambda spec, target: isinstance(spec, kind) and target.cuda is None,
+        space=space,
+        default=lambda spec, target: elementwise.FlatTile(vector_lanes(target)),
+        estimate=lambda spec, tile, target: float(np.prod(spec.out_shape)) / tile.lanes,
+        emit=emit,
+        pack=_as_is,
+    )
+
+
+TEMPLATES: tuple[Template, ...] = (
+    Template(
+        "depthwise",
+        fits=lambda spec, target: isinstance(spec, ks.Conv2d) and spec.is_depthwise and target.cuda is None,
+        space=lambda spec, target: depthwise.space(spec, dots(spec, target), _registers(target)),
+        default=lambda spec, target: depthwise.default_tile(spec, dots(spec, target), _registers(target)),
+        estimate=lambda spec, tile, target: depthwise.estimate(spec, tile),
+        emit=depthwise.emit,
+        pack=depthwise.pack,
+    ),
+    Template(
+        "conv2d",
+        fits=lambda spec, target: isinstance(spec, ks.Conv2d) and target.cuda is None,
+        space=lambda spec, target: conv2d.space(spec, dots(spec, target), _registers(target)),
+        default=lambda spec, target: conv2d.default_tile(spec, dots(spec, target), _registers(target), target.cpu.l2_kib),
+        estimate=lambda spec, tile, target: conv2d.estimate(spec, tile, target.cpu.l2_kib),
+        emit=conv2d.emit,
+        pack=conv2d.pack,
+    ),
+    Template(
+        "matmul",
+        fits=lambda spec, target: isinstance(spec, ks.MatMul) and target.cuda is None,
+        space=lambda spec, target: matmul.space(spec, dots(spec, target), _registers(target)),
+        default=lambda spec, target: matmul.default_tile(spec, dots(spec, target), _registers(target)),
+        estimate=lambda spec, tile, target: matmul.estimate(spec, tile),
+        emit=matmul.emit,
+        pack=_as_is,
+    ),
+    _flat_template("binary", ks.Binary, elementwise.emit_binary),
+    _flat_template("lookup", ks.Lookup, elementwise.emit_lookup),
+    _flat_template("quantize", ks.Quantize, elementwise.emit_quantize),
+    _flat_template("dequantize", ks.Dequantize, elementwise.emit_dequantize),
+    Template(
+        "pool2d",
+        fits=lambda spec, target: isinstance(spec, ks.Pool2d) and target.cuda is None,
+        space=lambda spec, target: iter((pool.PoolTile(vector_lanes(target)), pool.PoolTile(vector_lanes(target) * 4))),
+        default=lambda spec, target: pool.PoolTile(vector_lanes(target) * (4 if spec.fn == "max" and spec.is_integer else 1)),
+        estimate=lambda spec, tile, target: float(np.prod(spec.out_shape)) / tile.lanes,
+        emit=pool.emit,
+        pack=_as_is,
+    ),
+)
+"""The first template that fits a kernel is used."""
+
+
+def template_for(spec: ks.Kernel, target: Target) -> Template:
+    """The template that runs ``spec`` on ``target``."""
+    for template in TEMPLATES:
+        if template.fits(spec, target):
+            return template
+    raise InternalError(f"no template for {ks.encode(spec)}", where=target.name)
