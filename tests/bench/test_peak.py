@@ -1,0 +1,93 @@
+"""Peak kernels: that they compute what they count, on this machine and, as code, on the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tvmflow.bench import peak
+from tvmflow.bench.peak import ROWS, Row, build, emit, measure_peak, usable
+from tvmflow.errors import UserError
+from tvmflow.runtime import cpu
+from tvmflow.target import Target, get_target
+
+ARM = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "generic"}
+IDS = [row.name for row in ROWS]
+
+
+@pytest.fixture(scope="module")
+def host() -> Target:
+    """A plain target of this machine's family."""
+    import msgspec
+
+    triple = f"{cpu.arch()}-linux-gnu"
+    family = "x86" if cpu.arch() == "x86_64" else "arm"
+    generic = {"kind": "llvm", "mtriple": triple, "mcpu": "x86-64" if family == "x86" else "generic"}
+    return msgspec.structs.replace(get_target("zen5"), family=family, tvm=generic, features=())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_a_row_counts_the_operations_it_does(row: Row, host: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All operands are ones: after STEPS steps each lane has grown by STEPS times the products of one lane."""
+    if row not in usable(host.family, cpu.features()):
+        pytest.skip(f"this machine has no {row.name}")
+    monkeypatch.setattr(peak, "STEPS", 24)
+    import tvm
+
+    module = build(row, host, 2)
+    rows, columns = row.tile
+    lanes, width = int(row.acc.split("x")[1]), int(row.operand.split("x")[1])
+    shapes = [(peak.DEPTH, rows, width), (peak.DEPTH, columns, width), (2, rows * columns, lanes)]
+    types = [row.operand.split("x")[0], row.operand.split("x")[0], row.acc.split("x")[0]]
+    tensors = [tvm.runtime.tensor(np.ones(shape, dtype)) for shape, dtype in zip(shapes, types, strict=True)]
+    module["main"](*tensors)
+    assert (tensors[2].numpy() == 1 + 24 * row.ops / 2 / lanes).all()
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.family == "arm"], ids=[r.name for r in ROWS if r.family == "arm"])
+def test_arm_rows_become_their_instruction(row: Row, host: Target) -> None:
+    import msgspec
+
+    module = build(row, msgspec.structs.replace(host, family="arm", tvm=ARM), 1)
+    chains = row.tile[0] * row.tile[1]
+    lines = [line.split("\t")[1] for line in module.inspect_source("asm").splitlines() if line.startswith("\t")]
+    used = [name for name in lines if name.startswith(row.name)]
+    assert len(used) >= chains, f"{row.name} occurs {len(used)} times for {chains} chains"
+
+
+def test_every_family_has_a_row_for_plain_cpus() -> None:
+    for family in ("x86", "arm"):
+        plain = usable(family, ())
+        assert {row.integer for row in plain} == {True, False}
+
+
+def test_usable_asks_for_all_features() -> None:
+    assert "vpdpbusd zmm" not in [row.name for row in usable("x86", ["avx512_vnni"])]
+    assert "fma ymm" in [row.name for row in usable("x86", ["avx2", "fma"])]
+
+
+def test_one_thread_has_no_parallel_loop() -> None:
+    assert "T.parallel" not in emit(ROWS[0], 1).script()
+    assert "T.parallel(3)" in emit(ROWS[0], 3).script()
+
+
+def test_measured_peak_is_that_of_the_best_row(host: Target) -> None:
+    found = measure_peak(host, 1, features=cpu.features(), repeat=2)
+    assert found.int8_gops > 0 and found.fp32_gflops > 0
+
+
+def test_fastest_keeps_one_row_of_each_precision() -> None:
+    def meter(name: str, seconds: float) -> peak.Meter:
+        row = next(row for row in ROWS if row.name == name)
+        return peak.Meter(row, 1, lambda repeat: [seconds] * repeat)
+
+    kept = peak.PeakMeter((meter("vpmaddwd ymm", 1.0), meter("pmaddwd xmm", 0.1), meter("fma ymm", 1.0))).fastest()
+    assert [item.row.name for item in kept.meters] == ["pmaddwd xmm", "fma ymm"]
+    assert kept.measure().int8_gops == kept.meters[0].gop / 0.1
+
+
+def test_a_family_without_rows_is_refused(host: Target) -> None:
+    import msgspec
+
+    with pytest.raises(UserError, match="no peak is known"):
+        measure_peak(msgspec.structs.replace(host, family="cuda"), 1)
