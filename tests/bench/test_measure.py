@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tvmflow.bench import compare as comparing
-from tvmflow.bench.compare import Rounds, check_cpu, compare, with_peak
+from tvmflow.bench.compare import Ours, Rounds, check_cpu, compare, with_peak
 from tvmflow.bench.measure import BenchmarkResult, Device, MachinePeak, Work, bench
 from tvmflow.bench.stats import Latency
 from tvmflow.errors import EnvironmentProblem
@@ -99,7 +99,7 @@ def test_a_broken_clock_is_an_error() -> None:
 def test_rounds_are_interleaved_and_equal() -> None:
     log: list[tuple[str, int, int]] = []
     ours, first, second = Fake("ours", log=log), Fake("a", log=log), Fake("b", (4e-3,), log)
-    result = compare(ours, [first, second], INPUTS, Rounds(rounds=3, runs=4))
+    result = compare(Ours(ours), [first, second], INPUTS, Rounds(rounds=3, runs=4))
     timed = [name for name, repeat, _ in log if repeat == 4]
     assert timed == ["ours", "a", "b"] * 3
     assert len(result.latency.seconds) == 12
@@ -107,21 +107,21 @@ def test_rounds_are_interleaved_and_equal() -> None:
 
 
 def test_ratio_is_theirs_over_ours() -> None:
-    result = compare(Fake("ours", (1e-3, 2e-3, 3e-3)), [Fake("slow", (6e-3,))], INPUTS, Rounds(rounds=3, runs=3))
+    result = compare(Ours(Fake("ours", (1e-3, 2e-3, 3e-3))), [Fake("slow", (6e-3,))], INPUTS, Rounds(rounds=3, runs=3))
     (peer,) = result.against
     assert peer.ratio_min == pytest.approx(6.0) and peer.ratio_median == pytest.approx(3.0)
 
 
 def test_the_best_peak_of_all_rounds_counts() -> None:
     peak = FakePeak((MachinePeak(100, 50), MachinePeak(1000, 40)))
-    result = compare(Fake("ours"), [], INPUTS, Rounds(rounds=4, runs=1), work=Work(int8_gop=0.5), peak=peak)
+    result = compare(Ours(Fake("ours"), work=Work(int8_gop=0.5)), [], INPUTS, Rounds(rounds=4, runs=1), peak=peak)
     assert peak.calls == 4 and result.machine_peak == MachinePeak(1000, 50)
     assert result.peak_fraction == pytest.approx(0.5)
 
 
 def test_faster_than_the_machine_is_not_believed() -> None:
     with pytest.raises(EnvironmentProblem, match="200 % of the machine's peak"):
-        compare(Fake("ours"), [], INPUTS, Rounds(1, 1), work=Work(2.0, 0.0), peak=FakePeak((MachinePeak(1000, 1),)))
+        compare(Ours(Fake("ours"), work=Work(2.0, 0.0)), [], INPUTS, Rounds(1, 1), peak=FakePeak((MachinePeak(1000, 1),)))
     with pytest.raises(EnvironmentProblem, match="peak"):
         with_peak(bench(Fake("ours"), INPUTS, runs=1), MachinePeak(1000, 1), Work(2.0, 0.0))
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tvmflow.bench.compare import Rounds, compare
+from tvmflow.bench.compare import Ours, Rounds, compare
 from tvmflow.bench.peers import peers
 from tvmflow.errors import ConfigError, DataError, MissingTool, ModelError
 
@@ -98,7 +98,7 @@ def test_dynamic_quantization(model: Path, tmp_path: Path) -> None:
 
 def test_a_comparison_with_real_peers(model: Path, tmp_path: Path) -> None:
     ours, *others = peers(["onnxruntime-fp32", "onnxruntime-int8"], model, work_dir=tmp_path)
-    result = compare(ours, others, samples(1)[0], Rounds(rounds=2, runs=3))
+    result = compare(Ours(ours), others, samples(1)[0], Rounds(rounds=2, runs=3))
     assert len(result.latency.seconds) == 6 and result.latency.min > 0
     assert [peer.precision for peer in result.against] == ["int8"]
 

@@ -6,10 +6,9 @@ warm up, then the timed runs. The machine's peak is measured between rounds too.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -52,6 +51,19 @@ class Rounds:
     seconds: float = 0.5
 
 
+@dataclass(frozen=True)
+class Ours:
+    """Our session, and what is known of it."""
+
+    session: Timed
+    threads: int = 1
+    """What it and every peer were set up with."""
+    work: Work = field(default_factory=Work)
+    """Arithmetic of one run, checked against the peak."""
+    local: bool = True
+    """It runs in this process, so that its CPU time can be checked."""
+
+
 @dataclass
 class _Turns:
     """One contender's times so far."""
@@ -77,32 +89,28 @@ class _Turns:
 
 
 def compare(
-    ours: Timed,
+    ours: Ours,
     peers: Sequence[Peer],
     inputs: Mapping[str, np.ndarray],
-    plan: Rounds = Rounds(),
+    plan: Rounds | None = None,
     *,
-    threads: int = 1,
-    work: Work = Work(),
     peak: PeakMeter | None = None,
-    local: bool = True,
     progress: Progress = silent,
 ) -> BenchmarkResult:
-    """Latency of ``ours`` with the peers', runs interleaved (A B C A B C ...), all with equal numbers of rounds.
+    """Latency of ours with the peers', runs interleaved (A B C A B C ...), everybody with the same number of rounds.
 
     Parameters
     ----------
     inputs : arrays by input name; the same for everybody
-    threads : what every contender was set up with
-    work : arithmetic of one run of ours, checked against the peak
+    plan : how long; ``Rounds()`` unless told
     peak : kernels that measure the machine's peak between rounds
-    local : ours runs in this process, so that its CPU time can be checked
 
     Raises EnvironmentProblem when a single-threaded contender used more than one CPU, or when ours seems to be faster than
     the machine can be: such figures are not to be believed.
     """
+    plan = plan or Rounds()
     load = load_average()
-    contenders = [_Turns(label, session, 1, 1, []) for label, session in [("ours", ours), *((p.name, p) for p in peers)]]
+    contenders = [_Turns(label, session, 1, 1, []) for label, session in [("ours", ours.session), *((p.name, p) for p in peers)]]
     for turns in contenders:
         turns.session.benchmark(inputs, 1, 3)
         turns.number, once = pick_number(turns.session, inputs)
@@ -116,12 +124,12 @@ def compare(
             now = meter.measure()
             best = now if best is None else best.best(now)
         progress("bench", done + 1, plan.rounds)
-    if threads == 1 and hasattr(os, "getloadavg"):
-        for turns in contenders[0 if local else 1 :]:
+    if ours.threads == 1:
+        for turns in contenders[0 if ours.local else 1 :]:
             check_cpu(turns.label, turns.cpu, turns.wall)
     mine = contenders[0].latency()
     against = tuple(_against(peer, turns.latency(), mine) for peer, turns in zip(peers, contenders[1:], strict=True))
-    result = BenchmarkResult(mine, threads=threads, work=work, machine_peak=best, load_average=load, against=against)
+    result = BenchmarkResult(mine, threads=ours.threads, work=ours.work, machine_peak=best, load_average=load, against=against)
     check_peak(result)
     return result
 

@@ -6,7 +6,7 @@ Predictions are ranked by score, equal scores by lower index, as ``argmax`` does
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -168,9 +168,9 @@ def evaluate(
     )
 
 
-def _length(dataset: Iterable[Any]) -> int:
+def _length(dataset: object) -> int:
     """Samples to come; 0 when a stream does not know."""
-    return len(dataset) if hasattr(dataset, "__len__") else 0
+    return len(dataset) if isinstance(dataset, Sized) else 0
 
 
 def _scores(output: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ def quantize_static(model: Path, calibration: Samples, work_dir: Path, version: 
     if not samples:
         raise DataError("no calibration samples for the peer", where="onnxruntime")
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # the base has no types
+    class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
             self.rest: Iterator[dict[str, np.ndarray]] = iter(samples)
 

@@ -43,7 +43,7 @@ def import_onnxruntime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise MissingTool("onnxruntime is not installed", where="bench", remedy="pip install onnxruntime") from error
-    return onnxruntime  # type: ignore[no-any-return]  # the package has no types
+    return onnxruntime
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:
