@@ -79,9 +79,7 @@ def test_compile_tells_people_what_stayed_float(cli: Callable[..., Any], compile
     assert compiled.positional[1] == "native"
 
 
-def test_compile_rejects_bad_options_before_any_work(
-    cli: Callable[..., Any], fake_flow: ModuleType, files: SimpleNamespace
-) -> None:
+def test_compile_rejects_bad_options_before_any_work(cli: Callable[..., Any], compiled: Recorder, files: SimpleNamespace) -> None:
     out = files.folder / "out.so"
     for code, option, value in [
         (2, "--shape", "x=1y3"),
@@ -90,6 +88,7 @@ def test_compile_rejects_bad_options_before_any_work(
         (1, "--params", files.folder / "nosuch.json"),
     ]:
         assert cli("compile", files.m, "-o", out, option, value).code == code, option
+    assert not hasattr(compiled, "named")
 
 
 def test_bench_against_several(cli: Callable[..., Any], fake_flow: ModuleType, files: SimpleNamespace) -> None:

@@ -31,8 +31,7 @@ def _add(
     ] = "127.0.0.1",
     target: Annotated[str, typer.Option("--target", "-t", metavar="TARGET", help="What its artifacts are compiled for.")] = "",
     ssh: Annotated[str, typer.Option("--ssh", metavar="USER@HOST", help="Reach the server through an SSH tunnel.")] = "",
-    tracker: Annotated[str, typer.Option("--tracker", metavar="HOST:PORT", help="A TVM RPC tracker that lends it.")] = "",
-    key: Annotated[str, typer.Option("--key", help="The server's key.")] = "",
+    key: Annotated[str, typer.Option("--key", help="The word that its server was started with.")] = "",
     threads: Annotated[int, typer.Option("--threads", min=0, help="Threads of a run that asks for none; 0: one a core.")] = 0,
 ) -> Output:
     """Register a board, in place of one of the same name."""
@@ -42,7 +41,7 @@ def _add(
     if target:
         get_target(target)
     host, port = _address(address)
-    board = Board(name=name, host=host, port=port, target=target, ssh=ssh, tracker=tracker, key=key, threads=threads)
+    board = Board(name=name, host=host, port=port, target=target, ssh=ssh, key=key, threads=threads)
     add_board(board)
     return Output(_brief(board), (f"{name} is registered in {registry_path()}; try it with `tvmflow board check {name}`",))
 

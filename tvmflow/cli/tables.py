@@ -133,8 +133,7 @@ def target_table(targets: list[dict[str, Any]]) -> Shown:
 def board_table(boards: list[dict[str, Any]]) -> Shown:
     table = _table("name", "address ", "target ", "by way of ")
     for b in boards:
-        way = f"ssh {b['ssh']}" if b["ssh"] else f"tracker {b['tracker']}" if b["tracker"] else ""
-        table.add_row(b["name"], f"{b['host']}:{b['port']}", b["target"], way)
+        table.add_row(b["name"], f"{b['host']}:{b['port']}", b["target"], b["ssh"] and f"ssh {b['ssh']}")
     return (table,)
 
 
