@@ -35,8 +35,7 @@ class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     key: str = ""
-    tracker: str = ""
-    """``host:port`` of a TVM RPC tracker that lends boards under ``key``; ``host`` and ``port`` then come from it."""
+    """Word that the server was started with (``--key``): guards against the wrong board behind an address, not against people."""
     target: str = ""
     """Name of the target that this board's artifacts are compiled for."""
     ssh: str = ""

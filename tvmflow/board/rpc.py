@@ -57,10 +57,6 @@ def reach(board: str | Board, timeout: float, registry: Path | None = None) -> I
             yield resources.enter_context(local_board())
             return
         where = board if isinstance(board, Board) else find_board(board, registry)
-        if where.tracker:
-            from tvmflow.board.tracker import request_board
-
-            where = request_board(where, timeout)
         if where.ssh:
             where = resources.enter_context(tunnel(where, timeout))
         yield where
@@ -96,6 +92,9 @@ def wait_until_free(board: Board, timeout: float) -> dict[str, Any]:
     while True:
         facts = greeting(board, timeout)
         check_versions(board.name, facts)
+        if facts["key"] != board.key:
+            what = f"the key {board.key!r} was given, this board has {facts['key']!r}"
+            raise BoardError(what, where=board.name, remedy=f"use --key {facts['key']}" if facts["key"] else "leave the key out")
         holder = facts["busy"]
         if holder is None:
             return facts

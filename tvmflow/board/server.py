@@ -159,7 +159,7 @@ def _handshake(connection: socket.socket, config: ServerConfig, root: Path) -> d
     """Reads what the client wants: its options (``-name=value`` words after the key), or None when it is already served."""
     first = _receive(connection, 4)
     if first == GREETING:
-        facts = board_info(str(root)) | {"busy": _holder(root)}
+        facts = board_info(str(root)) | {"key": config.key, "busy": _holder(root)}
         connection.sendall(json.dumps(facts).encode() + b"\n")
         return None
     if struct.unpack("<i", first)[0] != RPC_MAGIC:

@@ -1,0 +1,107 @@
+"""A healthy board: run, measure, refuse politely."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tvmflow.board import rpc
+from tvmflow.board.registry import Board, add_board
+from tvmflow.errors import ArtifactError, BoardError, ConfigError, DataError
+
+X = np.arange(4, dtype="float32")[None]
+
+
+def test_run_and_benchmark(server: Any, tiny: Path, manifest_of: Any) -> None:
+    with rpc.connect(server.board) as board, board.open(tiny, manifest_of("x86_64"), threads=1) as session:
+        result = session.run({"x": X})
+        assert result["y"].tolist() == (X + 1).tolist() and result["z"].tolist() == ((X + 1) ** 2).tolist()
+        assert [a.tolist() for a in session(X)] == [(X + 1).tolist(), ((X + 1) ** 2).tolist()]
+        times = session.benchmark({"x": X}, repeat=3, number=2)
+        assert len(times) == 3 and all(t > 0 for t in times)
+        assert session.run({"x": X})["y"].tolist() == (X + 1).tolist()
+
+
+def test_two_sessions_in_a_row_and_leaked_references(server: Any, tiny: Path, manifest_of: Any) -> None:
+    leaked = []
+    for _ in range(2):
+        board = rpc.connect(server.board, timeout=5)
+        leaked.append((board, board.tensor(X, board.device()), board.open(tiny, manifest_of("x86_64"), 1)))
+        board.close()
+    assert len(leaked) == 2
+
+
+def test_local_starts_and_stops_a_server(tiny: Path, manifest_of: Any) -> None:
+    with rpc.connect("local") as board:
+        port = board.board.port
+        with board.open(tiny, manifest_of("x86_64"), threads=1) as session:
+            assert session.run({"x": X})["y"].tolist() == (X + 1).tolist()
+        assert board.info()["arch"] == board.facts["arch"]
+    with pytest.raises(BoardError, match="can't connect"):
+        rpc.connect(f"127.0.0.1:{port}", timeout=2)
+
+
+def test_time_function(server: Any, native: Path) -> None:
+    with rpc.connect(server.board) as board:
+        times = board.time_function(native, "rest", [X, X], repeat=2, number=3)
+    assert len(times) == 2
+
+
+def test_registered_name(server: Any, tmp_path: Path) -> None:
+    file = tmp_path / "boards.toml"
+    add_board(Board(name="desk", port=server.board.port), file)
+    with rpc.connect("desk", registry=file) as board:
+        assert board.name == "desk" and board.facts["busy"] is None
+    with pytest.raises(ConfigError, match="did you mean 'desk'"):
+        rpc.connect("dsk", registry=file)
+
+
+def test_wrong_cpu_is_refused_before_upload(server: Any, tiny: Path, manifest_of: Any) -> None:
+    with rpc.connect(server.board) as board:
+        with pytest.raises(ArtifactError, match="compiled for aarch64, here is x86_64"):
+            board.open(tiny, manifest_of("aarch64"), 1)
+        with pytest.raises(ArtifactError, match="needs CPU features that here .* lacks: asimddp, warp9"):
+            board.open(tiny, manifest_of("x86_64", ("sse2", "warp9", "asimddp")), 1)
+
+
+def test_library_without_manifest_is_refused(server: Any, tiny: Path) -> None:
+    with rpc.connect(server.board) as board, pytest.raises(ArtifactError, match="no tvmflow manifest"):
+        board.session(tiny)
+
+
+def test_wrong_inputs(server: Any, tiny: Path, manifest_of: Any) -> None:
+    with rpc.connect(server.board) as board, board.open(tiny, manifest_of("x86_64"), 1) as session:
+        with pytest.raises(DataError, match="no input 'X'"):
+            session.run({"X": X})
+        with pytest.raises(DataError, match="missing inputs: x"):
+            session.run({})
+        with pytest.raises(DataError, match="shape 4"):
+            session.run({"x": X[0]})
+        with pytest.raises(DataError, match="float64"):
+            session(X.astype("float64"))
+        session.close()
+        with pytest.raises(DataError, match="closed"):
+            session(X)
+
+
+def test_more_threads_than_cores(server: Any, tiny: Path, manifest_of: Any) -> None:
+    with rpc.connect(server.board) as board, pytest.raises(BoardError, match="instead of 4096"):
+        board.open(tiny, manifest_of("x86_64"), threads=4096)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/tvmflow-escaped", "a/../../b", ""])
+def test_upload_out_of_the_session_folder_is_refused(server: Any, name: str) -> None:
+    with rpc.connect(server.board) as board:
+        with pytest.raises(BoardError, match="refused file name"), board.call("upload", 5):
+            board._rpc.get_function("tvm.rpc.server.upload")(name, bytearray(b"x"))
+        with board.call("upload", 5):
+            board._rpc.upload(bytearray(b"x"), "fine")
+    assert not Path("/tmp/tvmflow-escaped").exists()
+
+
+def test_wrong_key(server: Any) -> None:
+    with pytest.raises(BoardError, match="the key 'other' was given, this board has ''"):
+        rpc.connect(Board(name="here", port=server.board.port, key="other"), timeout=3)
