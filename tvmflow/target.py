@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tvmflow.config import read_toml
 from tvmflow.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -87,10 +88,10 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.triple.split("-")[0]
 
     def host(self) -> tvm.target.Target:
-        """TVM target of the host code."""
-        import tvm
+        """TVM target of the host code. Raises ConfigError when LLVM does not know the CPU or would use more than ``features``."""
+        from tvmflow.isa import checked_host
 
-        return tvm.target.Target(dict(self.tvm))
+        return checked_host(self.name, msgspec.json.encode(self.tvm, order="deterministic"), self.features)
 
     def device(self) -> tvm.target.Target:
         """TVM target of the kernels: the host's, or the CUDA device with that host."""
@@ -119,20 +120,22 @@ def target_files() -> dict[str, Path]:
 
 def read_target(path: Path) -> Target:
     """Parse one target file. Raises ConfigError with the file, the key and the nearest valid key."""
-    try:
-        target = msgspec.toml.decode(path.read_bytes(), type=Target)
-    except OSError as error:
-        raise ConfigError(f"can't read the target file: {error.strerror}", where=str(path)) from error
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise ConfigError(str(error), where=str(path), remedy="see targets/x86-64-v3.toml for a complete example") from error
+    target = read_toml(path, Target)
     if target.schema > SCHEMA:
-        raise ConfigError(f"schema {target.schema} is newer than this tvmflow knows ({SCHEMA})", where=str(path), remedy="upgrade tvmflow")
+        raise ConfigError(
+            f"schema {target.schema} is newer than this tvmflow knows ({SCHEMA})", where=str(path), remedy="upgrade tvmflow"
+        )
+    for key in ("kind", "mtriple", "mcpu"):
+        if not isinstance(target.tvm.get(key), str):
+            raise ConfigError(f"the table [tvm] needs the key {key!r}", where=str(path), remedy="see targets/x86-64-v3.toml")
     return target
 
 
 @lru_cache
 def get_target(name: str) -> Target:
-    """Target by name, alias, or path of a TOML file. Raises ConfigError with the nearest valid name."""
+    """Target by name, alias, or path of a TOML file; ``native`` is :func:`detect`. Raises ConfigError with the nearest valid name."""
+    if name == "native":
+        return detect()
     files = target_files()
     if name in files:
         return read_target(files[name])
@@ -143,3 +146,33 @@ def get_target(name: str) -> Target:
         if name in target.aliases:
             return target
     raise ConfigError(f"unknown target {name!r}", remedy=nearest(name, [*files, "native"]))
+
+
+def detect() -> Target:
+    """The named target nearest to this machine: the one that uses most of the features that this CPU has, and no other.
+
+    It keeps the name, so that shipped tuning records apply, and takes its cores and cache sizes from the machine.
+    Raises ConfigError on a machine that no target fits.
+    """
+    from tvmflow.runtime import cpu
+
+    here = cpu.features()
+    fitting = [
+        target
+        for target in map(read_target, target_files().values())
+        if target.cuda is None and target.arch == cpu.arch() and here.issuperset(target.features)
+    ]
+    if not fitting:
+        raise ConfigError(
+            f"no named target fits this machine ({cpu.arch()}, {cpu.model_name()})",
+            remedy=f"name one with -t; features found: {' '.join(sorted(here)) or 'none'}",
+        )
+    board = cpu.board_model().lower().replace(" ", "-")
+    best = max(fitting, key=lambda t: (len(t.features), any(alias in board for alias in t.aliases), not t.board.user))
+    found = cpu.cache_kib()
+    sizes = {field: found[level] for field, level in (("l1d_kib", "1"), ("l2_kib", "2"), ("l3_kib", "3")) if found.get(level)}
+    return msgspec.structs.replace(
+        best,
+        description=f"{best.description}; cores and caches of this machine ({cpu.model_name()})",
+        cpu=msgspec.structs.replace(best.cpu, cores=cpu.physical_cores(), **sizes),
+    )

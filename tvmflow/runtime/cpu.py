@@ -56,6 +56,27 @@ def model_name() -> str:
     return platform.processor() or arch()
 
 
+def board_model() -> str:
+    """What the device tree calls this board, for example ``Raspberry Pi 4 Model B Rev 1.4``; empty on a PC."""
+    try:
+        return Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n")
+    except OSError:
+        return ""
+
+
+def cache_kib() -> dict[str, int]:
+    """Sizes of the caches that the first allowed CPU sees, by level (``"1"`` is the data cache); empty where Linux does not tell."""
+    sizes: dict[str, int] = {}
+    for index in Path(f"/sys/devices/system/cpu/cpu{allowed_cpus()[0]}/cache").glob("index*"):
+        try:
+            kind, level, size = ((index / key).read_text().strip() for key in ("type", "level", "size"))
+        except OSError:
+            continue
+        if kind != "Instruction" and size.endswith("K"):
+            sizes[level] = int(size[:-1])
+    return sizes
+
+
 def cpuinfo() -> list[str]:
     try:
         return Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
