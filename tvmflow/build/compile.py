@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
@@ -11,12 +12,25 @@ from tvmflow.schedule.generic import schedule_generic
 from tvmflow.target import Target
 
 
-def lowering(target: Target) -> list[Any]:
-    """The passes from Relax with scheduled kernels to what the VM's code generator takes, in order."""
+@dataclass(frozen=True)
+class Built:
+    """A Relax VM executable, and the functions in it that no template emitted."""
+
+    executable: Any
+    generic: tuple[str, ...]
+
+
+def lowering(target: Target, generic: list[str]) -> list[Any]:
+    """The passes from Relax with scheduled kernels to what the VM's code generator takes, in order.
+
+    Names of functions that no template emitted are appended to ``generic``.
+    """
 
     @tvm.transform.module_pass(opt_level=0, name="ScheduleGeneric")
-    def generic(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
-        return schedule_generic(module, target)
+    def schedule_rest(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        module, names = schedule_generic(module, target)
+        generic.extend(names)
+        return module
 
     return [
         # float islands and data movement become loops, neighbours fuse, and each loop nest is scheduled
@@ -25,7 +39,8 @@ def lowering(target: Target) -> list[Any]:
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
-        generic,
+        relax.transform.DeadCodeElimination(["main"]),
+        schedule_rest,
         # tensors become views of planned storage, calls become VM instructions
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
@@ -41,9 +56,11 @@ def lowering(target: Target) -> list[Any]:
     ]
 
 
-def compile_module(module: tvm.IRModule, target: Target) -> Any:
-    """Relax VM executable of ``module`` for ``target``. Kernel calls must have been scheduled."""
+def compile_module(module: tvm.IRModule, target: Target) -> Built:
+    """Generates code for ``module``. Kernel calls must have been scheduled."""
     device = target.device()
+    generic: list[str] = []
     with device, tvm.transform.PassContext(opt_level=3):
-        lowered = tvm.transform.Sequential(lowering(target))(module)
-        return relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
+        lowered = tvm.transform.Sequential(lowering(target, generic))(module)
+        executable = relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
+    return Built(executable, tuple(generic))

@@ -16,14 +16,16 @@ from tvmflow.target import Target
 PARALLEL_ELEMENTS = 32768
 
 
-def schedule_generic(module: tvm.IRModule, target: Target) -> tvm.IRModule:
-    """Schedules every PrimFunc of ``module`` that no template emitted."""
+def schedule_generic(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, tuple[str, ...]]:
+    """Schedules every PrimFunc of ``module`` that no template emitted; returns their names too."""
     lanes = target.cpu.vector_bits // 32
+    names = []
     for var, function in list(module.functions_items()):
         if not isinstance(function, tvm.tirx.PrimFunc) or (function.attrs and "tirx.is_scheduled" in function.attrs):
             continue
         module[var] = _schedule(function, lanes).with_attr("tirx.is_scheduled", True)
-    return module
+        names.append(str(var.name_hint))
+    return module, tuple(names)
 
 
 def _schedule(function: tvm.tirx.PrimFunc, lanes: int) -> tvm.tirx.PrimFunc:

@@ -1,0 +1,168 @@
+"""From a model's source to the graph that kernels are chosen for: import, optimize, quantize. Shared by compile, quantize and tune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmflow.errors import UsageError
+from tvmflow.model import Model
+from tvmflow.target import Target, get_target
+from tvmflow.trace import Trace
+
+if TYPE_CHECKING:
+    import tvm
+
+    from tvmflow.data import DataSet
+    from tvmflow.importer import ImportCheck
+    from tvmflow.quantize.calibrate import SiteStats
+    from tvmflow.quantize.plan import Plan
+    from tvmflow.quantize.qparams import QParams
+    from tvmflow.quantize.realize import Coverage
+    from tvmflow.quantize.recipe import Recipe
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a model was quantized: everything that a report or a manifest says about it."""
+
+    recipe: Recipe
+    plan: Plan
+    params: QParams
+    stats: dict[str, SiteStats]
+    data: DataSet | None
+    origin: str
+    """``calibrated``, ``file`` (parameters of an earlier run) or ``model`` (QDQ nodes)."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model whose kernels are ready to be scheduled."""
+
+    model: Model
+    """Kernel calls, integer or float, and float islands."""
+    floating: Model
+    """The optimized float model that it came from."""
+    check: ImportCheck | None
+    coverage: Coverage
+    quantization: Quantization | None
+    notes: tuple[str, ...]
+
+    @property
+    def precision(self) -> str:
+        return "int8" if self.quantization else "fp32"
+
+
+def lower(
+    source: Any,
+    target: Target,
+    trace: Trace,
+    *,
+    quantize: str | Path | None = None,
+    calibration: str | Path | None = None,
+    params: str | Path | None = None,
+    shapes: Shapes | None = None,
+    check_import: bool = True,
+    work_dir: str | Path = ".tvmflow",
+) -> Lowered:
+    """Import, optimize and, where asked for or where the model carries parameters, quantize.
+
+    Raises the errors of the stages; UsageError when a recipe is given without calibration data or parameters.
+    """
+    from tvmflow.importer import import_model
+    from tvmflow.optimize import optimize
+    from tvmflow.quantize.realize import realize
+    from tvmflow.schedule.lower_float import lower_float
+
+    with trace.stage("import"):
+        imported = import_model(source, shapes=dict(shapes or {}), check=check_import, progress=trace.progress)
+    trace.show("import", imported.model.module)
+    with trace.stage("optimize"):
+        floating = optimize(imported.model, trace)
+    with trace.stage("quantize"):
+        floating, quantization = _quantization(floating, quantize, calibration, params, Path(work_dir), trace)
+    if quantization is None:
+        coverage = _all_float(floating)
+        model = floating
+    else:
+        with trace.stage("realize"):
+            model, coverage = realize(floating, quantization.plan, quantization.params, target.int8.storage)
+        trace.show("realize", model.module)
+    with trace.stage("lower float"):
+        model = lower_float(model)
+    trace.show("lower_float", model.module)
+    notes = (*imported.notes, *(quantization.notes if quantization else ()))
+    return Lowered(model, floating, imported.check, coverage, quantization, notes)
+
+
+def _quantization(
+    model: Model, recipe_name: str | Path | None, calibration: str | Path | None, params: str | Path | None, work_dir: Path, trace: Trace
+) -> tuple[Model, Quantization | None]:
+    """Decides the parameters: those that the model carries, those of a file, or by calibration."""
+    from tvmflow.quantize.annotate import annotate
+    from tvmflow.quantize.cache import calibrate_cached
+    from tvmflow.quantize.qparams import load_qparams
+    from tvmflow.quantize.realize.qdq import plan_from_qdq
+    from tvmflow.quantize.recipe import load_recipe, unused_rules
+
+    recipe = load_recipe(str(recipe_name or "int8"))
+    carried = plan_from_qdq(model)
+    if carried is not None:
+        floating, plan, found = carried
+        return floating, Quantization(recipe, plan, found, {}, None, "model")
+    if recipe_name is None and params is None:
+        if calibration is not None:
+            raise UsageError("calibration data without a recipe", where="--calibrate", remedy="add --quantize int8")
+        return model, None
+    plan = annotate(model, recipe)
+    notes = tuple(f"recipe rule {rule} matches no layer" for rule in unused_rules(recipe, plan))
+    if params is not None:
+        return model, Quantization(recipe, plan, load_qparams(Path(params), plan), {}, None, "file", notes)
+    if calibration is None:
+        raise UsageError(
+            "quantization needs calibration data", where="--quantize", remedy="add --calibrate DATA, or --params from `tvmflow quantize`"
+        )
+    from tvmflow.data import load_data
+
+    data = load_data(calibration, model.inputs)
+    result = calibrate_cached(model, plan, recipe, data, host_runner, work_dir, trace.progress)
+    notes = (*notes, *data.notes, *result.notes)
+    return model, Quantization(recipe, plan, result.qparams, result.stats, data, "calibrated", notes)
+
+
+def _all_float(model: Model) -> Coverage:
+    """Coverage of a model that was not quantized."""
+    from tvmflow.quantize.realize import Coverage
+
+    count = sum(len(block.bindings) for block in model.module["main"].body.blocks)
+    return Coverage(0, count, 0, ())
+
+
+def host_runner(module: tvm.IRModule) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """Compiles a module for this machine and returns a function from its arguments to the tensors it returns.
+
+    Integer kernels give the same bits here as on any target, so this is also how the expected outputs of self-tests are made.
+    """
+    import tvm
+    from tvm import relax
+
+    from tvmflow.build.compile import compile_module
+    from tvmflow.schedule.apply import schedule
+    from tvmflow.schedule.lower_float import lower_float
+
+    native = get_target("native")
+    scheduled, _ = schedule(lower_float(Model(module, (), (), "host")), native)
+    machine = relax.VirtualMachine(compile_module(scheduled.module, native).executable, tvm.cpu())
+
+    def run(arguments: Sequence[np.ndarray]) -> list[np.ndarray]:
+        result = machine["main"](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arguments])
+        return [result.numpy()] if hasattr(result, "numpy") else [r.numpy() for r in result]
+
+    return run

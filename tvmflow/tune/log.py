@@ -1,0 +1,151 @@
+"""Tuning records: one JSON line each, keyed by kernel signature and target, usable wherever the template exists.
+
+Shipped records lie in ``tuning_logs/<target>/<model>.jsonl``, those of this machine in ``<work dir>/tuning/<target>.jsonl``. Lines are
+appended and never rewritten while tuning runs, so a killed process loses at most the line that it was writing; a torn last line
+is skipped on reading.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tvmflow.build.versions import versions
+from tvmflow.errors import ConfigError
+from tvmflow.kernels import spec as ks
+from tvmflow.schedule.template import Tile
+from tvmflow.target import Target
+
+SCHEMA = 1
+KEPT = 3
+"""Records of a kernel that :func:`merge` keeps."""
+_ROOTS = (Path(__file__).parents[1] / "_data" / "tuning_logs", Path(__file__).parents[2] / "tuning_logs")
+
+
+class TuningRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One measured decision. ``seconds`` are all run times of one call, raw."""
+
+    kernel: ks.Kernel
+    target: str
+    tile: Tile
+    seconds: tuple[float, ...]
+    date: str
+    versions: dict[str, str]
+    schema: int = SCHEMA
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
+
+_ENCODER = msgspec.json.Encoder(order="deterministic")
+_DECODER = msgspec.json.Decoder(TuningRecord)
+
+
+def record(kernel: ks.Kernel, target: Target, tile: Tile, seconds: Iterable[float]) -> TuningRecord:
+    """A record of today. Raises ValueError without run times: a failed trial is never a record."""
+    times = tuple(seconds)
+    if not times or min(times) <= 0:
+        raise ValueError("a record needs positive run times")
+    return TuningRecord(kernel, target.name, tile, times, datetime.date.today().isoformat(), versions())
+
+
+def append(path: Path, entry: TuningRecord) -> None:
+    """Adds one line, on disk before this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if file.tell() and not _ends_in_newline(path):
+            file.write(b"\n")  # a killed process left a torn line; it stays alone on its line
+        file.write(_ENCODER.encode(entry) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_in_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def read(path: Path, *, strict: bool = False) -> list[TuningRecord]:
+    """Records of a file. A torn line is skipped; with ``strict`` (shipped and given logs) it is a ConfigError with its number."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(f"can't read the tuning log: {error.strerror}", where=str(path)) from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = _DECODER.decode(line)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            if strict:
+                raise ConfigError(f"not a tuning record: {error}", where=f"{path}:{number}", remedy="remove the line") from error
+            continue
+        if entry.schema <= SCHEMA:
+            found.append(entry)
+    return found
+
+
+def merge(records: Iterable[TuningRecord], keep: int = KEPT) -> list[TuningRecord]:
+    """The ``keep`` fastest different decisions of each kernel and target, sorted: equal sets give equal files."""
+    groups: dict[tuple[str, str], dict[Tile, TuningRecord]] = {}
+    for entry in records:
+        tiles = groups.setdefault((entry.target, ks.encode(entry.kernel)), {})
+        if entry.tile not in tiles or entry.best < tiles[entry.tile].best:
+            tiles[entry.tile] = entry
+    return [e for _, tiles in sorted(groups.items()) for e in sorted(tiles.values(), key=lambda e: e.best)[:keep]]
+
+
+def write(path: Path, records: Iterable[TuningRecord]) -> None:
+    """Writes a whole log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(_ENCODER.encode(e) + b"\n" for e in records))
+
+
+@dataclass
+class TuningLog:
+    """The best decision of each kernel for one target."""
+
+    name: str
+    """What the manifest says of it: ``none``, or the number of records and where they come from."""
+    best: Mapping[str, TuningRecord] = field(default_factory=dict)
+
+    def lookup(self, kernel: ks.Kernel, target: Target) -> Any:
+        """The recorded tile of a kernel, or None. Fits ``schedule``'s ``lookup``."""
+        entry = self.best.get(ks.encode(kernel))
+        return entry.tile if entry is not None and entry.target == target.name else None
+
+
+def local_log(target: Target, work_dir: Path) -> Path:
+    """Where ``tune`` writes what it measures on this machine's behalf."""
+    return work_dir / "tuning" / f"{target.name}.jsonl"
+
+
+def shipped_logs(target: Target) -> list[Path]:
+    """Logs that come with tvmflow for a target."""
+    root = next((r for r in _ROOTS if r.is_dir()), None)
+    return sorted((root / target.name).glob("*.jsonl")) if root else []
+
+
+def open_log(choice: str | Path, target: Target, work_dir: Path) -> TuningLog:
+    """The log that ``compile`` uses: ``default`` (shipped, then this work directory's), ``none``, or a file.
+
+    Raises ConfigError when a given or shipped file holds anything but records.
+    """
+    if choice == "none":
+        return TuningLog("none")
+    if choice == "default":
+        local = local_log(target, work_dir)
+        records = [e for path in shipped_logs(target) for e in read(path, strict=True)]
+        records += read(local) if local.exists() else []
+        name = "default"
+    else:
+        records, name = read(Path(choice), strict=True), Path(choice).name
+    fitting = merge([e for e in records if e.target == target.name], keep=1)
+    return TuningLog(f"{name}, {len(fitting)} kernels", {ks.encode(e.kernel): e for e in fitting})
