@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,11 @@ import numpy as np
 import onnx
 
 from tvmflow.errors import ImportMismatch, ModelError
+from tvmflow.importer.source import Feeds, Loaded, Reference, Tolerance
 from tvmflow.model import TensorInfo
-
-Feeds = Mapping[str, np.ndarray]
-Reference = Callable[[Feeds], Sequence[np.ndarray]]
 
 LIMITS = (100, 10, 2, 1)
 """Upper ends of random integers, tried in order: indices that are too large make the reference fail."""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """``|got - want| <= relative * |want| + scaled * max|want|`` per element; ``noise`` bounds the relative RMS error instead."""
-
-    relative: float = 1e-3
-    scaled: float = 1e-4
-    noise: float = 0.0
-    steps: int = 0
-
-
-EXACT_ARITHMETIC = Tolerance()
-HALF = Tolerance(relative=2e-2, scaled=5e-3)
-QUANTIZED = Tolerance(noise=0.05, steps=1)
-"""Integers may round to the neighbour, and the neighbours add up downstream."""
 
 
 def random_feeds(inputs: Sequence[TensorInfo], seed: int, limit: int) -> dict[str, np.ndarray]:
@@ -146,20 +127,22 @@ def deviation(got: np.ndarray, want: np.ndarray, tolerance: Tolerance) -> tuple[
     return error, allowed
 
 
-def check(
-    run: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
-    reference: Reference,
-    refusals: Any,
-    inputs: Sequence[TensorInfo],
-    outputs: Sequence[TensorInfo],
-    samples: Sequence[Feeds],
-    tolerance: Tolerance,
-    against: str,
-) -> float:
-    """Largest error over two seeded random inputs and the given samples."""
+def verify(loaded: Loaded, samples: Sequence[Feeds]) -> tuple[float, str]:
+    """Largest error over two seeded random inputs and the given samples, and what it was compared with.
+
+    Raises
+    ------
+    ImportMismatch : an output is off
+    ModelError : neither framework runs the model, or no random input suits it
+    """
+    reference, against, refusals = loaded.reference()
     trials = [(feeds, reference(feeds)) for feeds in samples]
-    trials += [random_trial(inputs, reference, refusals, seed) for seed in (0, 1)]
-    return max(compare(run([feeds[i.name] for i in inputs]), want, outputs, tolerance, against) for feeds, want in trials)
+    trials += [random_trial(loaded.inputs, reference, refusals, seed) for seed in (0, 1)]
+    run = run_module(loaded.module)
+    worst = [
+        compare(run([feeds[i.name] for i in loaded.inputs]), want, loaded.outputs, loaded.tolerance, against) for feeds, want in trials
+    ]
+    return max(worst), against
 
 
 def random_trial(inputs: Sequence[TensorInfo], reference: Reference, refusals: Any, seed: int) -> tuple[Feeds, Sequence[np.ndarray]]:

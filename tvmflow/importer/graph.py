@@ -110,10 +110,7 @@ class Graph:
 
     def rename_reads(self, old: str, new: str) -> None:
         """Lets every reader of ``old`` among the nodes read ``new``."""
-        for node in self.nodes:
-            for index, name in enumerate(node.input):
-                if name == old:
-                    node.input[index] = new
+        rename_in(self.nodes, old, new)
 
     def prune(self) -> None:
         """Drops nodes and constants that no output needs."""
@@ -194,6 +191,20 @@ def reads(node: onnx.NodeProto) -> list[str]:
                 inner.update(child.output)
             names += [value.name for value in graph.output if value.name not in inner]
     return names
+
+
+def rename_in(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
+    """Renames what nodes read, in their subgraphs too (ONNX forbids that an inner name shadows an outer one)."""
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+        for attribute in node.attribute:
+            for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                rename_in(graph.node, old, new)
+                for value in graph.output:
+                    if value.name == old:
+                        value.name = new
 
 
 def static_shape(tensor: onnx.TypeProto.Tensor) -> tuple[int, ...] | None:

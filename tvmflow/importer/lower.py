@@ -141,7 +141,71 @@ def widen(bb: relax.BlockBuilder, q: relax.Expr, zero: Any, *, per_row: bool) ->
     return bb.normalize(R.subtract(wide, z))
 
 
+CONVOLUTIONS = {3: (R.nn.conv1d, "NCW", "OIW"), 4: (R.nn.conv2d, "NCHW", "OIHW"), 5: (R.nn.conv3d, "NCDHW", "OIDHW")}
+
+
+def conv(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
+    """Convolution with explicit pads (see rewrite/windows.py); a constant bias is added in the shape [1, C, 1, 1]."""
+    x, w, bias = inputs[0], inputs[1], operand(inputs, 2)
+    rank = len(x.ty.shape)
+    operator, data, kernel = CONVOLUTIONS[rank]
+    spatial = [1] * (rank - 2)
+    out = operator(
+        x,
+        w,
+        strides=attrs.get("strides", spatial),
+        padding=attrs.get("pads", [0] * 2 * (rank - 2)),
+        dilation=attrs.get("dilations", spatial),
+        groups=attrs.get("group", 1),
+        data_layout=data,
+        kernel_layout=kernel,
+    )
+    return out if bias is None else R.add(bb.normalize(out), reshaped(bb, bias, [1, -1, *spatial]))
+
+
+def gemm(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
+    """``alpha * A' B' + beta * C`` as a matmul and an add, transposes and factors folded into constants."""
+    a, b, c = inputs[0], inputs[1], operand(inputs, 2)
+    alpha, beta = attrs.get("alpha", 1.0), attrs.get("beta", 1.0)
+    a = transposed(bb, a) if attrs.get("transA") else a
+    b = transposed(bb, b) if attrs.get("transB") else b
+    if alpha != 1.0 and isinstance(b, GenericConst):
+        b, alpha = scaled(bb, b, alpha), 1.0
+    out = scaled(bb, bb.normalize(R.matmul(a, b)), alpha)
+    if c is None or beta == 0.0:
+        return out
+    c = scaled(bb, c, beta)
+    if isinstance(c, GenericConst) and len(c.ty.shape) == 2 and sizes(c)[0] == 1:
+        c = reshaped(bb, c, [-1])
+    return R.add(out, c)
+
+
+def transposed(bb: relax.BlockBuilder, x: relax.Expr) -> relax.Expr:
+    """A matrix transposed, at once when it is constant."""
+    if isinstance(x, GenericConst):
+        return relax.const(np.ascontiguousarray(value(x).T))
+    return bb.normalize(R.permute_dims(x))
+
+
+def scaled(bb: relax.BlockBuilder, x: relax.Expr, factor: float) -> relax.Expr:
+    """A tensor times a number, at once when it is constant."""
+    if factor == 1.0:
+        return x
+    if isinstance(x, GenericConst):
+        return relax.const((value(x) * np.float32(factor)).astype(value(x).dtype))
+    return bb.normalize(R.multiply(x, relax.const(factor, x.ty.dtype)))
+
+
+def reshaped(bb: relax.BlockBuilder, x: relax.Expr, shape: Sequence[int]) -> relax.Expr:
+    """A tensor in another shape, at once when it is constant."""
+    if isinstance(x, GenericConst):
+        return relax.const(value(x).reshape(shape))
+    return bb.normalize(R.reshape(x, shape))
+
+
 LOWERED: Mapping[str, Lower] = {
+    "Conv": conv,
+    "Gemm": gemm,
     "Clip": clip,
     "Pad": pad,
     "Tile": tile,

@@ -41,21 +41,22 @@ def rename(module: IRModule, names: Mapping[str, str], params: Mapping[str, str]
         if isinstance(binding.value, relax.Var | GenericConst):
             known[binding.var] = leaf(binding.value)
             continue
-        name = final[binding.var.name]
+        name = "outputs" if isinstance(binding.value, relax.Tuple) and binding.var in outputs else final[binding.var.name]
         kind = relax.Var if binding.var in outputs else relax.DataflowVar
         known[binding.var] = kind(name, binding.var.ty)
         made.append(relax.VarBinding(known[binding.var], substitute(binding.value, leaf)))
-    return module_of(list(known[p] for p in func.params), made, substitute(func.body.body, leaf))
+    return with_main(module, [known[p] for p in func.params], made, substitute(func.body.body, leaf))
 
 
-def module_of(params: list[Expr], bindings: list[relax.VarBinding], body: Expr) -> IRModule:
-    """A module with one function ``main`` of one dataflow block."""
-    if isinstance(body, relax.Tuple):
+def with_main(module: IRModule, params: list[Expr], bindings: list[relax.VarBinding], body: Expr) -> IRModule:
+    """``module`` with another ``main``, of one dataflow block."""
+    if isinstance(body, relax.Tuple):  # a block's result is bound to a variable
         result = relax.Var("outputs", body.ty)
         bindings, body = [*bindings, relax.VarBinding(result, body)], result
     seq = relax.SeqExpr([relax.DataflowBlock(bindings)] if bindings else [], body)
     func = relax.Function(params, seq, body.ty, True).with_attr("global_symbol", "main")
-    return relax.transform.DeadCodeElimination(["main"])(IRModule({"main": func}))
+    others = {var: f for var, f in module.functions.items() if var.name_hint != "main"}
+    return relax.transform.DeadCodeElimination(["main"])(IRModule({**others, module.get_global_var("main"): func}))
 
 
 def escaping(body: Expr, aliases: Mapping[Expr, Expr]) -> set[Expr]:

@@ -16,7 +16,7 @@ from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
 from tvmflow.errors import ModelError, UnsupportedOperator
-from tvmflow.importer import check
+from tvmflow.importer.check import onnx_reference
 from tvmflow.importer.fold import fold
 from tvmflow.importer.graph import Graph, attributes, describe
 from tvmflow.importer.lower import LOWERED
@@ -24,7 +24,8 @@ from tvmflow.importer.names import rename
 from tvmflow.importer.reject import reject
 from tvmflow.importer.rewrite import RULES
 from tvmflow.importer.shapes import fix_shapes
-from tvmflow.importer.source import Loaded, Say
+from tvmflow.importer.source import EXACT_ARITHMETIC, HALF, QUANTIZED, Loaded, Say, Tolerance
+from tvmflow.importer.tidy import tidy
 from tvmflow.model import TensorInfo
 
 if TYPE_CHECKING:
@@ -80,17 +81,17 @@ def from_model(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], sa
         info(graph.outputs, graph),
         notes,
         tolerance(graph),
-        lambda: check.onnx_reference(original, path),
+        lambda: onnx_reference(original, path),
     )
 
 
-def tolerance(graph: Graph) -> check.Tolerance:
+def tolerance(graph: Graph) -> Tolerance:
     """How far numbers may be off: by rounding where the model quantizes or computes in half precision."""
     if any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in graph.nodes):
-        return check.QUANTIZED
+        return QUANTIZED
     if any(str(dtype) == "float16" for dtype, _ in graph.types.values()):
-        return check.HALF
-    return check.EXACT_ARITHMETIC
+        return HALF
+    return EXACT_ARITHMETIC
 
 
 def prepare(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Graph, tuple[str, ...]]:
@@ -171,7 +172,7 @@ def convert(graph: Graph, say: Say) -> IRModule:
             outputs = [values[value.name] for value in graph.outputs]
             output = bb.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
         bb.emit_func_output(output)
-    return rename(bb.get(), names, {p.name: v.name for p, v in zip(params, graph.inputs)})
+    return tidy(rename(bb.get(), names, {p.name: v.name for p, v in zip(params, graph.inputs)}))
 
 
 def convert_node(node: onnx.NodeProto, inputs: list[Any], bb: relax.BlockBuilder, graph: Graph, names: dict[str, str]) -> list[Any]:

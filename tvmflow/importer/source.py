@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvmflow.importer.check import Reference, Tolerance
+import numpy as np
+
 from tvmflow.model import TensorInfo
 
 if TYPE_CHECKING:
     from tvm import IRModule
 
+Feeds = Mapping[str, np.ndarray]
+Reference = Callable[[Feeds], Sequence[np.ndarray]]
+"""Runs the original model: inputs by name to outputs in order."""
+
 Say = Callable[[str], None]
 """Told what is being worked on, so that a crash of native code can be blamed on a node."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """``|got - want| <= relative * |want| + scaled * max|want|`` per element; ``noise`` bounds the relative RMS error instead."""
+
+    relative: float = 1e-3
+    scaled: float = 1e-3
+    noise: float = 0.0
+    steps: int = 0
+
+
+EXACT_ARITHMETIC = Tolerance()
+HALF = Tolerance(relative=2e-2, scaled=5e-3)
+QUANTIZED = Tolerance(noise=0.05, steps=1)
+"""Integers may round to the neighbour, and the neighbours add up downstream."""
 
 
 @dataclass(frozen=True)

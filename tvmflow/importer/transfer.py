@@ -9,7 +9,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.ir import Expr, GenericConst
 
-from tvmflow.importer.names import module_of, substitute
+from tvmflow.importer.names import with_main, substitute
 
 INLINE = 64
 """Elements up to which a constant stays in the JSON."""
@@ -31,7 +31,7 @@ def save(module: IRModule, directory: Path) -> None:
 
     bindings = [relax.VarBinding(b.var, substitute(b.value, lift)) for block in func.body.blocks for b in block.bindings]
     body = substitute(func.body.body, lift)
-    lifted = module_of([*func.params, *params], bindings, body)
+    lifted = with_main(module, [*func.params, *params], bindings, body)
     (directory / "module.json").write_text(tvm.ir.save_json(lifted))
     np.savez(directory / "constants.npz", **{name: np.asarray(a) for name, a in arrays.items()})
 
@@ -48,4 +48,4 @@ def load(directory: Path) -> IRModule:
         return given.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
     bindings = [relax.VarBinding(b.var, substitute(b.value, bind)) for block in func.body.blocks for b in block.bindings]
-    return module_of([p for p in func.params if p not in given], bindings, substitute(func.body.body, bind))
+    return with_main(module, [p for p in func.params if p not in given], bindings, substitute(func.body.body, bind))

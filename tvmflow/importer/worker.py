@@ -145,16 +145,12 @@ def perform(job: Job, samples: Sequence[dict[str, np.ndarray]], status: Path | N
     loaded = source.load(job, say)
     if not job.check:
         return loaded.module, Result(loaded.inputs, loaded.outputs, notes=loaded.notes)
-    from tvmflow.importer.check import check, run_module
+    from tvmflow.importer.check import verify
 
     for sample in samples:
         check_sample(sample, loaded.inputs)
     say("numeric check")
-    reference, against, refusals = loaded.reference()
-    say("numeric check: compiling")
-    run = run_module(loaded.module)
-    say("numeric check: running")
-    worst = check(run, reference, refusals, loaded.inputs, loaded.outputs, samples, loaded.tolerance, against)
+    worst, against = verify(loaded, samples)
     return loaded.module, Result(loaded.inputs, loaded.outputs, worst, against, loaded.notes)
 
 

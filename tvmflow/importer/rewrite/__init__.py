@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvmflow.importer.rewrite.elementwise import ELEMENTWISE
 from tvmflow.importer.rewrite.rule import Rule
 from tvmflow.importer.rewrite.structure import STRUCTURE
+from tvmflow.importer.rewrite.windows import WINDOW_RULES
 
-RULES: tuple[Rule, ...] = (*STRUCTURE, *ELEMENTWISE)
+RULES: tuple[Rule, ...] = (*STRUCTURE, *WINDOW_RULES, *ELEMENTWISE)
 """In order; the first that fits a node is applied, and the node's replacement is looked at again."""
