@@ -17,8 +17,9 @@ from tvm import relax
 from tvmflow.errors import DataError, InternalError
 from tvmflow.model import Model
 from tvmflow.quantize.adequacy import Adequacy
-from tvmflow.quantize.graph import Graph, constant_of, op_of, view
+from tvmflow.quantize.graph import Graph, constant_of, view
 from tvmflow.quantize.observers import Histogram, observed_range, weight_scales
+from tvmflow.quantize.patterns import bias_of
 from tvmflow.quantize.plan import Group, Plan, Site
 from tvmflow.quantize.qparams import QParam, QParams, activation_param
 from tvmflow.quantize.recipe import ActivationConfig, QuantConfig, Recipe, WeightConfig
@@ -152,10 +153,13 @@ def _observe(
 
 def _argument(sample: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], number: int) -> np.ndarray:
     if name not in sample:
-        raise DataError(f"no input {name!r}", where=f"calibration sample {number}", remedy=f"it has {', '.join(sample) or 'nothing'}")
+        raise DataError(
+            f"no input {name!r}", where=f"calibration sample {number}", remedy=f"it has {', '.join(sample) or 'nothing'}"
+        )
     if sample[name].shape != shape:
         raise DataError(
-            f"input {name!r} has shape {list(sample[name].shape)}, the model wants {list(shape)}", where=f"calibration sample {number}"
+            f"input {name!r} has shape {list(sample[name].shape)}, the model wants {list(shape)}",
+            where=f"calibration sample {number}",
         )
     return sample[name]
 
@@ -220,8 +224,9 @@ def _weight_param(
         scale = weight_scales(weight, site.channel_axis, config)
     except ValueError as error:
         raise DataError("a weight is NaN or infinite", where=site.id, remedy="repair the model, or skip this layer") from error
-    bias = _bias_of(graph, group, weight.shape[site.channel_axis] if site.channel_axis is not None else 0)
-    if bias is not None:
+    for bias in (bias_of(graph, name) for name in group.bindings[1:]):
+        if bias is None:
+            continue
         input_scale = float(activations[root_of(sites[group.inputs[0]], plan)].scale[0])
         needed = np.abs(bias.astype(np.float64)) / (input_scale * LARGEST_BIAS)
         scale = np.maximum(scale, needed if scale.size > 1 else needed.max()).astype(np.float32)
@@ -229,25 +234,10 @@ def _weight_param(
 
 
 def _weight_of(graph: Graph, group: Group, site: Site) -> np.ndarray:
-    for name in group.bindings:
-        expr = graph.exprs[name]
-        for arg in expr.args if isinstance(expr, relax.Call) else ():
-            value = constant_of(arg)
-            if value is not None and value.shape == site.shape:
-                return value
-    raise InternalError("the plan has a weight that is not in the graph", where=site.id)
-
-
-def _bias_of(graph: Graph, group: Group, channels: int) -> np.ndarray | None:
-    """The constant that a layer adds after its product, ``[channels]``; None when it adds none."""
-    for name in group.bindings:
-        expr = graph.exprs[name]
-        if op_of(expr) == "add":
-            for arg in expr.args:
-                value = constant_of(arg)
-                if value is not None and value.size == channels:
-                    return value.reshape(-1)
-    return None
+    weight = constant_of(graph.exprs[group.layer].args[1])
+    if weight is None or weight.shape != site.shape:
+        raise InternalError("the plan has a weight that is not in the graph", where=site.id)
+    return weight
 
 
 def _stats(seen: Histogram) -> SiteStats:

@@ -32,8 +32,8 @@ _CANDIDATES = 64
 class Histogram:
     """Streaming histogram of finite float32 values over ``[-limit, limit)``, with exact count, zeros, minimum and maximum.
 
-    ``limit`` is a power of two that doubles when a larger value arrives; neighbouring bins then merge in pairs. Both the limit and
-    the split into bins are exact in binary, so the result depends on the values only, not on their order or batching.
+    ``limit`` is a power of two that doubles when a larger value arrives; neighbouring bins then merge in pairs. The limit and the
+    bounds of the bins are exact in binary, so the result depends on the values only, not on their order or batching.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Histogram:
     @property
     def edges(self) -> NDArray[np.float64]:
         """The ``BINS + 1`` bounds of the bins."""
-        return (np.arange(BINS + 1) - BINS // 2) * (self.limit / (BINS // 2))
+        return np.arange(-BINS // 2, BINS // 2 + 1, dtype=np.float64) * (self.limit / (BINS // 2))
 
     def update(self, values: np.ndarray) -> None:
         """Count ``values``, of any shape. They must be finite; raises ValueError otherwise."""
@@ -133,7 +133,7 @@ def _least_error_range(seen: Histogram, symmetric: bool) -> tuple[float, float]:
 
 
 def _beyond(seen: Histogram, bounds: Values, sign: int) -> tuple[Values, Values]:
-    """For each bound, how many values lie above it (``sign`` 1; below it with -1) and the sum of their squared distances to it."""
+    """For each bound, how many values lie above it (below it with ``sign`` -1) and the sum of their squared distances to it."""
     counts = seen.counts[::sign].astype(np.float64)
     centres = (sign * (seen.edges[:-1] + seen.edges[1:]) / 2)[::sign]
     moments = [np.append(np.cumsum((counts * centres**k)[::-1])[::-1], 0.0) for k in range(3)]

@@ -116,10 +116,14 @@ def read_params_file(path: Path) -> ParamsFile:
         raise ConfigError(f"can't read the file: {error.strerror}", where=str(path)) from error
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"not a file of quantization parameters: {error}", where=str(path), remedy="write one with `tvmflow quantize -o PARAMS.json`"
+            f"not a file of quantization parameters: {error}",
+            where=str(path),
+            remedy="write one with `tvmflow quantize -o PARAMS.json`",
         ) from error
     if content.schema > SCHEMA:
-        raise ConfigError(f"schema {content.schema} is newer than this tvmflow knows ({SCHEMA})", where=str(path), remedy="upgrade tvmflow")
+        raise ConfigError(
+            f"schema {content.schema} is newer than this tvmflow knows ({SCHEMA})", where=str(path), remedy="upgrade tvmflow"
+        )
     return content
 
 
@@ -151,10 +155,14 @@ def _param(entry: Mapping[str, object], site: Site, where: str) -> QParam:
     try:
         found = msgspec.convert(entry, Entry, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(str(error), where=where, remedy=f"the keys are {', '.join(Entry.__struct_fields__)}; or `like`") from error
+        raise ConfigError(
+            str(error), where=where, remedy=f"the keys are {', '.join(Entry.__struct_fields__)}; or `like`"
+        ) from error
     channels = 1 if site.channel_axis is None else site.shape[site.channel_axis]
     if len(found.scale) not in (1, channels):
-        raise ConfigError(f"{len(found.scale)} scales for {channels} channels", where=where, remedy="give one, or one per channel")
+        raise ConfigError(
+            f"{len(found.scale)} scales for {channels} channels", where=where, remedy="give one, or one per channel"
+        )
     if not all(math.isfinite(s) and s >= MIN_SCALE for s in found.scale):
         raise ConfigError(f"scales must be finite and at least {MIN_SCALE:.2g}", where=where)
     if site.role == "weight" and found.zero_point != 0:
@@ -169,7 +177,9 @@ def _root(name: str, entries: Mapping[str, Mapping[str, object]], where: str) ->
         target = str(entries[seen[-1]]["like"])
         if target not in entries or target in seen:
             what = "which is not in the file" if target not in entries else "in a circle"
-            raise ConfigError(f"it refers to {target!r}, {what}", where=f"{where}: {seen[-1]}", remedy=_closest(target, list(entries)))
+            raise ConfigError(
+                f"it refers to {target!r}, {what}", where=f"{where}: {seen[-1]}", remedy=_closest(target, list(entries))
+            )
         seen.append(target)
     return seen[-1]
 
@@ -177,7 +187,9 @@ def _root(name: str, entries: Mapping[str, Mapping[str, object]], where: str) ->
 def _closest(name: str, names: list[str]) -> str:
     """The nearest name only: a model has hundreds."""
     hint = nearest(name, names)
-    return hint.split("? ")[0] + "?" if hint.startswith("did you mean") else "calibrate again: the model or the recipe has changed"
+    return (
+        hint.split("? ")[0] + "?" if hint.startswith("did you mean") else "calibrate again: the model or the recipe has changed"
+    )
 
 
 def write_json(path: Path, content: msgspec.Struct) -> None:

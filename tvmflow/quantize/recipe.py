@@ -37,10 +37,10 @@ SCHEMA = 1
 DEFAULT = "int8"
 
 OPERATORS = (
-    "input", "conv2d", "depthwise", "dense", "matmul", "add", "mul", "max_pool", "avg_pool", "mean", "lookup", "concat",
-    "reshape", "transpose", "slice", "pad", "resize",
+    "input", "conv2d", "depthwise", "dense", "matmul", "scale_shift", "add", "mul", "max_pool", "avg_pool", "mean", "lookup",
+    "concat", "reshape", "transpose", "slice", "pad", "resize", "split", "copy", "broadcast", "repeat", "tile", "flip", "take",
 )  # fmt: skip
-"""Operators that a rule may name; ``input`` is the model's own input."""
+"""Operators that a rule may name: those of a plan's integer groups, and ``input``, the model's own input."""
 
 WeightObserver = Literal["minmax", "mse"]
 ActivationObserver = Literal["minmax", "percentile", "mse"]
@@ -118,7 +118,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     description: str = ""
 
     def config_for(self, op: str, layer: str) -> QuantConfig | None:
-        """Config of a layer, None when it stays in float. The last matching rule wins and changes the default, not earlier rules."""
+        """Config of a layer, None when it stays float. The last matching rule wins; it changes the default, not earlier rules."""
         for rule in reversed(self.rules):
             if rule.matches(op, layer):
                 return None if rule.skip else _changed(self.default, rule)

@@ -1,0 +1,62 @@
+"""Calibration cache: results under ``<work dir>/calibration/<key>.json``, by the content of everything that they depend on.
+
+A calibration is stored when it is complete. One that was interrupted starts over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from tvmflow import __version__
+from tvmflow.errors import ConfigError
+from tvmflow.quantize.calibrate import Calibration, SiteStats
+from tvmflow.quantize.plan import Plan
+from tvmflow.quantize.qparams import from_entries, to_entries, write_json
+from tvmflow.quantize.recipe import Recipe
+
+SCHEMA = 1
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    schema: int
+    version: str
+    samples: int
+    convergence: tuple[tuple[int, float], ...]
+    notes: tuple[str, ...]
+    stats: dict[str, SiteStats]
+    sites: dict[str, dict[str, object]]
+
+
+def cache_key(model_sha256: str, data_sha256: str, recipe: Recipe, plan: Plan) -> str:
+    """Hex key of a calibration: content of the model's file and of the data as preprocessed, recipe, plan, version."""
+    parts = (SCHEMA, __version__, model_sha256, data_sha256, msgspec.to_builtins(recipe), msgspec.to_builtins(plan))
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def cache_path(work_dir: Path, key: str) -> Path:
+    return work_dir / "calibration" / f"{key}.json"
+
+
+def read_cache(work_dir: Path, key: str, plan: Plan) -> Calibration | None:
+    """A stored calibration, None when there is none. Raises ConfigError when the file is damaged."""
+    path = cache_path(work_dir, key)
+    if not path.exists():
+        return None
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=_File)
+    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"a damaged calibration cache: {error}", where=str(path), remedy="delete this file") from error
+    qparams = from_entries(found.sites, plan, str(path))
+    return Calibration(qparams, found.stats, found.samples, found.convergence, found.notes)
+
+
+def write_cache(work_dir: Path, key: str, calibration: Calibration, plan: Plan) -> Path:
+    """Store a calibration; returns its file."""
+    c = calibration
+    path = cache_path(work_dir, key)
+    sites = to_entries(c.qparams, plan)
+    write_json(path, _File(SCHEMA, __version__, c.samples, c.convergence, c.notes, c.stats, sites))
+    return path
