@@ -11,11 +11,14 @@ from pathlib import Path
 import msgspec
 
 from tvmflow import __version__
+from tvmflow.data import DataSet
 from tvmflow.errors import ConfigError
-from tvmflow.quantize.calibrate import Calibration, SiteStats
+from tvmflow.model import Model
+from tvmflow.quantize.calibrate import Calibration, Run, SiteStats, calibrate
 from tvmflow.quantize.plan import Plan
 from tvmflow.quantize.qparams import from_entries, to_entries, write_json
 from tvmflow.quantize.recipe import Recipe
+from tvmflow.trace import Progress, silent
 
 SCHEMA = 1
 
@@ -60,3 +63,17 @@ def write_cache(work_dir: Path, key: str, calibration: Calibration, plan: Plan) 
     sites = to_entries(c.qparams, plan)
     write_json(path, _File(SCHEMA, __version__, c.samples, c.convergence, c.notes, c.stats, sites))
     return path
+
+
+def calibrate_cached(
+    model: Model, plan: Plan, recipe: Recipe, data: DataSet, run: Run, work_dir: Path, progress: Progress = silent
+) -> Calibration:
+    """:func:`calibrate`, or its result from the cache when nothing that it depends on has changed. Raises what calibrate raises."""
+    if not model.sha256:  # built in memory without a hash: nothing to recognise it by
+        return calibrate(model, plan, recipe, data, run, progress)
+    key = cache_key(model.sha256, data.sha256, recipe, plan)
+    found = read_cache(work_dir, key, plan)
+    if found is None:
+        found = calibrate(model, plan, recipe, data, run, progress)
+        write_cache(work_dir, key, found, plan)
+    return found
