@@ -1,0 +1,142 @@
+"""realize: from a float graph, its plan and its parameters to integer kernels; the step that rewrites, and the only one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import IRModule, relax
+
+from tvmflow.model import Model
+from tvmflow.quantize.domains import MOVES_FLOAT, MOVING
+from tvmflow.quantize.graph import Graph, view
+from tvmflow.quantize.plan import Group, Plan
+from tvmflow.quantize.qparams import QParams
+from tvmflow.quantize.realize import combine, local, moves, products
+from tvmflow.quantize.realize.emit import Emitter
+from tvmflow.quantize.realize.products import Pending
+
+
+@dataclass(frozen=True)
+class FloatLayer:
+    """A layer left in float32 and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What became integers: layers of the plan, not kernels.
+
+    ``boundaries`` counts the tensors that change between float32 and integers, those of inputs and outputs included, and those
+    that a convolution dequantizes itself. Data movement among float layers computes nothing and counts in none of them.
+    """
+
+    integer: int
+    float: int
+    boundaries: int
+    float_list: tuple[FloatLayer, ...]
+
+
+_REALIZERS: dict[str, Callable[[Emitter, Group], object]] = {
+    "conv2d": products.conv2d,
+    "depthwise": products.conv2d,
+    "dense": products.dense,
+    "matmul": products.matmul,
+    "scale_shift": products.scale_shift,
+    "add": combine.add,
+    "mul": combine.mul,
+    "concat": combine.concat,
+    "max_pool": local.max_pool,
+    "avg_pool": local.avg_pool,
+    "mean": local.mean,
+    "lookup": local.lookup,
+    **dict.fromkeys(sorted(MOVING), moves.move),
+}
+
+
+def realize(model: Model, plan: Plan, params: QParams, storage: str) -> tuple[Model, Coverage]:
+    """Model with the plan's integer groups as kernel calls, and what was covered.
+
+    ``storage`` is ``uint8`` or ``int8``, the dtype of integer activations. Inputs and outputs of the model keep their dtypes and
+    layouts. Raises ConfigError when ``params`` lacks a site of the plan.
+    """
+    graph = view(model.module)
+    e = Emitter(graph, plan, params, storage)
+    residuals = _residual_adds(graph, plan, e)
+    held: dict[str, Pending] = {}
+    arguments = [relax.Var(v.name, v.ty) for v in model.module["main"].params]
+    e.floats.update({v.name: v for v in arguments})
+    with e.bb.function("main", arguments, attrs=dict(model.module["main"].attrs or {})):
+        with e.bb.dataflow():
+            for group in plan.groups:
+                _realize_group(e, group, residuals, held)
+            returned = e.bb.emit_output(_in_float(e, model.module["main"].body.body))
+        e.bb.emit_func_output(returned)
+    module = relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(_with_globals(e.bb.get(), model.module)))
+    return model.then("realize", module), _coverage(plan, e.boundaries)
+
+
+def _realize_group(e: Emitter, group: Group, residuals: dict[str, str], held: dict[str, Pending]) -> None:
+    """One group: kept in float, held for the add that follows, joined with the convolution held for it, or emitted."""
+    if not group.integer:
+        for name in group.bindings:
+            e.floats[name] = e.emit(name, _in_float(e, e.graph.exprs[name]))
+    elif group.output in residuals.values():
+        convolution = next(c for c, add in residuals.items() if add == group.output)
+        combine.add_to_convolution(e, group, convolution, held.pop(convolution))
+    elif group.output in residuals:
+        make = products.dense if group.op == "dense" else products.conv2d
+        pending = make(e, group, hold=True)
+        assert pending is not None  # only layers with an integer result are held
+        held[group.output] = pending
+    else:
+        _REALIZERS[group.op](e, group)
+
+
+def _residual_adds(graph: Graph, plan: Plan, e: Emitter) -> dict[str, str]:
+    """Results of convolutions and dense layers that are only read by an add of equal shape, with that add's result.
+
+    Of two such operands the later one is taken: the other must exist when the convolution runs.
+    """
+    writer = {g.output: i for i, g in enumerate(plan.groups) if g.integer and g.op in ("conv2d", "depthwise", "dense")}
+    residuals: dict[str, str] = {}
+    for group in plan.groups:
+        if not group.integer or group.op != "add" or len(group.inputs) != 2:
+            continue
+        if len({graph.shape(t) for t in (*group.inputs, group.output)}) > 1:
+            continue
+        able = [t for t in group.inputs if t in writer and e.is_site(t) and graph.only_reader(t)]
+        if able:
+            residuals[max(able, key=writer.__getitem__)] = group.output
+    return residuals
+
+
+def _in_float(e: Emitter, expr: relax.Expr) -> relax.Expr:
+    """``expr`` on the float forms of what it reads."""
+    if isinstance(expr, relax.Var):
+        return e.float(expr.name)
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([_in_float(e, field) for field in expr.fields])
+    if isinstance(expr, relax.TupleGetItem):
+        return relax.TupleGetItem(_in_float(e, expr.tuple_value), expr.index)
+    if isinstance(expr, relax.Call):
+        return relax.Call(expr.op, [_in_float(e, arg) for arg in expr.args], expr.attrs, expr.ty_args)
+    return expr
+
+
+def _with_globals(built: IRModule, original: IRModule) -> IRModule:
+    """``built`` with the other functions of the original module, which float islands may call."""
+    for variable, function in original.functions_items():
+        if variable.name_hint != "main":
+            built[variable] = function
+    return built.with_attrs(original.attrs) if original.attrs else built
+
+
+def _coverage(plan: Plan, boundaries: int) -> Coverage:
+    """Counts and list of the layers left in float."""
+    left = [g for g in plan.groups if not g.integer and g.reason != MOVES_FLOAT]
+    named = tuple(FloatLayer(g.layer, g.op, g.reason) for g in left)
+    return Coverage(sum(g.integer for g in plan.groups), len(left), boundaries, named)
