@@ -1,0 +1,76 @@
+"""Ranking of candidates by gradient-boosted trees (XGBoost) on the terms of the templates' cycle models.
+
+It learns what the cycle model gets wrong: the target is the logarithm of measured over modelled time, so that with no
+measurement the ranking is the model's own, and a measurement of one kernel teaches something about the others.
+Chen and Guestrin, XGBoost: A Scalable Tree Boosting System, KDD 2016.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from tvmflow.kernels import spec as ks
+from tvmflow.schedule.template import Tile, template_for
+from tvmflow.target import Target
+
+ENOUGH = 12
+"""Measurements below which the trees would only memorise."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured candidate."""
+
+    kernel: ks.Kernel
+    tile: Tile
+    seconds: float
+
+
+def features(kernel: ks.Kernel, tile: Tile, target: Target) -> list[float]:
+    """Terms of the cycle model and the plain numbers of signature and tile, on a logarithmic scale."""
+    modelled = template_for(kernel, target).estimate(kernel, tile, target)
+    row = [math.log(modelled), math.log1p(kernel.ops), math.log(modelled / max(kernel.ops, 1))]
+    decided = msgspec.structs.asdict(tile)
+    row += [float(decided.get(key, 0) or 0) for key in ("mh", "mw", "mr", "nr", "lanes", "channels_outer")]
+    mr = float(decided.get("mh", 1) or 1) * float(decided.get("mw", decided.get("mr", 1)) or 1)
+    row += [mr, mr * float(decided.get("nr", 1) or 1)]
+    shape = msgspec.structs.asdict(kernel)
+    row += [math.log1p(float(shape.get(key, 0) or 0)) for key in ("h", "w", "ic", "oc", "kh", "groups", "m", "k", "n", "batch")]
+    stride = shape.get("stride", (1, 1))
+    return [*row, float(stride[1])]
+
+
+class CostModel:
+    """Predicted seconds of candidates; refitted as measurements come in."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._trees: object | None = None
+        self._scale = 0.0
+        """Mean logarithm of measured seconds per modelled cycle."""
+
+    def fit(self, samples: Sequence[Sample]) -> None:
+        """Learns from all measurements so far."""
+        if not samples:
+            return
+        rows = np.array([features(s.kernel, s.tile, self.target) for s in samples])
+        residual = np.log([s.seconds for s in samples]) - rows[:, 0]
+        self._scale = float(residual.mean())
+        if len(samples) < ENOUGH:
+            return
+        import xgboost
+
+        self._trees = xgboost.XGBRegressor(
+            n_estimators=80, max_depth=5, learning_rate=0.15, subsample=0.9, reg_lambda=1.0, n_jobs=1, random_state=0, verbosity=0
+        ).fit(rows, residual - self._scale)
+
+    def seconds(self, kernel: ks.Kernel, tiles: Sequence[Tile]) -> np.ndarray:
+        """Predicted seconds of each tile; before the first measurement only their order means something."""
+        rows = np.array([features(kernel, tile, self.target) for tile in tiles])
+        correction = self._trees.predict(rows) if self._trees is not None else 0.0  # type: ignore[attr-defined]
+        return np.exp(rows[:, 0] + self._scale + correction)
