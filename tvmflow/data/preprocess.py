@@ -6,7 +6,7 @@ A declaration is the ``[preprocess]`` table of a TOML file::
     schema = 1
 
     [preprocess]
-    resize = 256                  # short side; or [height, width]
+    short_side = 256
     resample = "bicubic"
     crop = [224, 224]             # of the centre
     color = "rgb"
@@ -41,8 +41,10 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     input: str = ""
     """Name of the model's input; may stay empty when the model has one."""
-    resize: Size | tuple[Size, Size] | None = None
-    """Length of the short side, the aspect ratio kept; or ``[height, width]``."""
+    short_side: Size | None = None
+    """Resize to this length of the short side, keeping the aspect ratio."""
+    resize: tuple[Size, Size] | None = None
+    """Resize to ``[height, width]``; instead of ``short_side``."""
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     crop: tuple[Size, Size] | None = None
     """``[height, width]`` cut from the centre."""
@@ -78,6 +80,8 @@ def read_declaration(path: Path) -> Declaration:
         raise ConfigError(
             f"schema {declaration.schema} is newer than this tvmflow knows ({SCHEMA})", where=str(path), remedy="upgrade tvmflow"
         )
+    if declaration.preprocess.short_side and declaration.preprocess.resize:
+        raise ConfigError("both short_side and resize", where=str(path), remedy="keep one of them")
     return declaration
 
 
@@ -102,7 +106,7 @@ def apply(steps: Preprocess, pixels: np.ndarray, info: TensorInfo, where: str) -
         raise ConfigError(
             f"preprocessing gives {list(row.shape)} ({steps.layout[1:]}), input {info.name!r} wants {list(info.shape[1:])}",
             where=where,
-            remedy="set resize, crop, pad, color or layout in the preprocess declaration",
+            remedy="set short_side, resize, crop, pad, color or layout in the preprocess declaration",
         )
     return row
 
@@ -128,14 +132,13 @@ def _pillow() -> ModuleType:
 
 
 def _resize(pixels: np.ndarray, steps: Preprocess) -> np.ndarray:
-    if steps.resize is None:
-        return pixels
-    height, width, _ = pixels.shape
-    if isinstance(steps.resize, int):
-        short = min(height, width)
-        size = (max(1, round(height * steps.resize / short)), max(1, round(width * steps.resize / short)))
-    else:
+    if steps.resize is not None:
         size = steps.resize
+    elif steps.short_side is not None:
+        factor = steps.short_side / min(pixels.shape[:2])
+        size = (round(pixels.shape[0] * factor), round(pixels.shape[1] * factor))
+    else:
+        return pixels
     image_module = _pillow()
     image = image_module.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
     resized = np.asarray(image.resize((size[1], size[0]), getattr(image_module.Resampling, steps.resample.upper())))

@@ -68,7 +68,7 @@ def write_cache(work_dir: Path, key: str, calibration: Calibration, plan: Plan) 
 def calibrate_cached(
     model: Model, plan: Plan, recipe: Recipe, data: DataSet, run: Run, work_dir: Path, progress: Progress = silent
 ) -> Calibration:
-    """:func:`calibrate`, or its result from the cache when nothing that it depends on has changed. Raises what calibrate raises."""
+    """:func:`calibrate`, or its result from the cache when nothing it depends on has changed. Raises what calibrate raises."""
     if not model.sha256:  # built in memory without a hash: nothing to recognise it by
         return calibrate(model, plan, recipe, data, run, progress)
     key = cache_key(model.sha256, data.sha256, recipe, plan)
