@@ -121,7 +121,7 @@ def linux_features(host: tvm.target.Target) -> tuple[str, ...]:
 def checked_host(name: str, options: bytes, features: tuple[str, ...]) -> tvm.target.Target:
     """The TVM target of ``options`` (JSON), after asking LLVM whether it means what the target file says.
 
-    TVM takes a misspelt CPU in silence, and a CPU that implies more than ``features`` ends in an illegal instruction on the board.
+    TVM takes a misspelt CPU in silence, and a CPU that implies more than ``features`` is an illegal instruction on the board.
     """
     import tvm
     from tvm.target import codegen

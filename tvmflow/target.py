@@ -15,7 +15,7 @@ from tvmflow.config import read_toml
 from tvmflow.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    import tvm
+    from tvm.target import Target as TvmTarget
 
 SCHEMA = 1
 _ROOTS = (Path(__file__).parent / "_data" / "targets", Path(__file__).parent.parent / "targets")
@@ -87,13 +87,13 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Machine of the host code: ``x86_64``, ``aarch64``, ``armv7``."""
         return self.triple.split("-")[0]
 
-    def host(self) -> tvm.target.Target:
+    def host(self) -> TvmTarget:
         """TVM target of the host code. Raises ConfigError when LLVM does not know the CPU or would use more than ``features``."""
         from tvmflow.isa import checked_host
 
         return checked_host(self.name, msgspec.json.encode(self.tvm, order="deterministic"), self.features)
 
-    def device(self) -> tvm.target.Target:
+    def device(self) -> TvmTarget:
         """TVM target of the kernels: the host's, or the CUDA device with that host."""
         import tvm
 
@@ -133,7 +133,7 @@ def read_target(path: Path) -> Target:
 
 @lru_cache
 def get_target(name: str) -> Target:
-    """Target by name, alias, or path of a TOML file; ``native`` is :func:`detect`. Raises ConfigError with the nearest valid name."""
+    """Target by name, alias or TOML file; ``native`` is :func:`detect`. Raises ConfigError with the nearest valid name."""
     if name == "native":
         return detect()
     files = target_files()

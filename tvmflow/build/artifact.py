@@ -20,29 +20,19 @@ from tvmflow.build.manifest import (
     DIGEST_SIZE,
     MANIFEST,
     SELF_TEST,
-    Layer,
     Manifest,
-    Provenance,
-    SelfTest,
     Vector,
     encode_manifest,
     encode_vectors,
     file_digest,
     read_manifest,
     read_section,
-    read_self_test,
-    verify_digest,
 )
 from tvmflow.errors import EnvironmentProblem
 from tvmflow.target import Target
 
 if TYPE_CHECKING:
     from tvm.relax import VMExecutable
-
-__all__ = [
-    *("Artifact", "Layer", "Manifest", "Provenance", "SelfTest", "Vector"),
-    *("package", "read_manifest", "read_self_test", "verify_digest", "write_atomically"),
-]
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def find_linker(target: Target) -> Linker:
         raise MissingTool(
             f"no linker for {target.arch}",
             where=f"target {target.name}",
-            remedy="pip install 'tvmflow[cross]' (ziglang, needs no root), or install gcc or lld with the system's package manager",
+            remedy="pip install 'tvmflow[cross]' (ziglang, needs no root), or install gcc or lld from the system",
         )
     return found[0]
 

@@ -65,7 +65,7 @@ def board_model() -> str:
 
 
 def cache_kib() -> dict[str, int]:
-    """Sizes of the caches that the first allowed CPU sees, by level (``"1"`` is the data cache); empty where Linux does not tell."""
+    """Cache sizes that our first CPU sees, by level (``"1"`` is the data cache); empty where Linux does not tell."""
     sizes: dict[str, int] = {}
     for index in Path(f"/sys/devices/system/cpu/cpu{allowed_cpus()[0]}/cache").glob("index*"):
         try:

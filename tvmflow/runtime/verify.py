@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
-from tvmflow.build.manifest import read_self_test
-from tvmflow.runtime.session import Session, load
+from tvmflow.build.manifest import Manifest, read_self_test
+from tvmflow.runtime.session import load
+
+
+class Runner(Protocol):
+    """A loaded model: a :class:`~tvmflow.runtime.session.Session`, or one on a board."""
+
+    path: Path
+    manifest: Manifest
+
+    def __call__(self, *arrays: Any) -> Any: ...
 
 
 class VerifyResult(msgspec.Struct, frozen=True):
@@ -19,14 +29,17 @@ class VerifyResult(msgspec.Struct, frozen=True):
     max_abs_error: float
     bit_exact: bool
 
+    def to_json(self) -> dict[str, Any]:
+        return msgspec.structs.asdict(self)
 
-def verify(source: str | Path | Session) -> VerifyResult:
+
+def verify(source: str | Path | Runner) -> VerifyResult:
     """Run the embedded inputs of a file or session and compare all outputs.
 
     Passes when every bit is equal, or, where the manifest does not promise that, when the largest absolute error is within its
     tolerance. A file without vectors does not pass. Raises ArtifactError as :func:`load` does.
     """
-    session = source if isinstance(source, Session) else load(source)
+    session = load(source) if isinstance(source, str | Path) else source
     vectors = read_self_test(session.path)
     errors, equal = [0.0], True
     for inputs, expected in vectors:
