@@ -117,6 +117,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "die": "abort();",
         "hang": "for (;;) pause();",
         "leave": "_exit(3);",
+        "avx512": '__asm__ volatile("vpxord %zmm0, %zmm0, %zmm0");',
     }
     functions = [
         f"int __tvm_ffi_{name}(void* s, void* a, int n, void* r) {{ {body} return 0; }}" for name, body in bodies.items()

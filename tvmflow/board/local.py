@@ -15,7 +15,7 @@ from typing import IO
 from tvmflow.board.registry import LOCAL, Board
 from tvmflow.errors import BoardError
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 """An emulated board imports TVM in about five seconds; a loaded machine may need several times that."""
 
 

@@ -105,10 +105,10 @@ def write_boards(boards: Mapping[str, Board], path: Path) -> None:
     """Writes the file anew, all or nothing. Raises ConfigError when the folder can't be written."""
     lines = [f"schema = {SCHEMA}"]
     for name, board in sorted(boards.items()):
-        lines += ["", f"[boards.{json.dumps(name)}]"]
-        # A JSON string or integer is the same thing in TOML. Defaults other than the address are left out.
+        lines += ["", f"[boards.{_toml(name)}]"]
+        # Defaults other than the address are left out.
         fields = {f: getattr(board, f) for f in Board.__struct_fields__ if f != "name"}
-        lines += [f"{f} = {json.dumps(v, ensure_ascii=False)}" for f, v in fields.items() if v or f in ("host", "port")]
+        lines += [f"{f} = {_toml(v)}" for f, v in fields.items() if v or f in ("host", "port")]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8") as file:
@@ -116,6 +116,11 @@ def write_boards(boards: Mapping[str, Board], path: Path) -> None:
         os.replace(file.name, path)
     except OSError as error:
         raise ConfigError(f"can't write the list of boards: {error.strerror}", where=str(path)) from error
+
+
+def _toml(value: str | int) -> str:
+    """JSON's strings and integers are TOML's too, but for one control character that JSON leaves as it is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def find_board(name: str, path: Path | None = None) -> Board:

@@ -255,6 +255,11 @@ class RemoteBoard:
         with self.call("tell about itself", CONNECT_SECONDS):
             return json.loads(str(self._rpc.get_function("tvmflow.board.info")()))
 
+    def ping(self) -> None:
+        """One round trip."""
+        with self.call("answer", CONNECT_SECONDS):
+            self._rpc.get_function("runtime.NumThreads")()
+
     def session(self, artifact: Path | str, threads: int = 0) -> RemoteSession:
         """Uploads and opens an artifact, ``threads`` 0 taking the board's default.
 
