@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tvmflow.runtime.verify import VerifyResult
+
 REPORT = {
     "weight_bytes": 2_300_000,
     "target": "zen5",
@@ -92,7 +94,7 @@ def test_compile_rejects_bad_options_before_any_work(cli: Callable[..., Any], co
 
 
 def test_bench_against_several(cli: Callable[..., Any], fake_flow: ModuleType, files: SimpleNamespace) -> None:
-    latency = {"min": 1.0, "median": 1.1, "p90": 1.2, "p99": 1.3, "runs": 100}
+    latency = {"min": 1.0, "median": 1.1, "p90": 1.2, "p99": 1.3, "runs": [1.0, 1.1, 1.3]}
     peer = {
         "name": "onnxruntime",
         "version": "1",
@@ -147,15 +149,18 @@ def test_quantize_knows_its_file_types(cli: Callable[..., Any], fake_flow: Modul
     assert cli("quantize", files.m, "--calibrate", files.c, "-o", "p.txt").code == 2
 
 
-def test_failed_self_test_is_exit_code_1(cli: Callable[..., Any], fake_flow: ModuleType, files: SimpleNamespace) -> None:
-    found = {"passed": False, "vectors": 2, "max_abs_error": float("inf"), "bit_exact": False}
-    fake_flow.verify = Recorder(SimpleNamespace(to_json=lambda: found))  # type: ignore[attr-defined]
+@pytest.mark.parametrize("passed", [True, False])
+def test_failed_self_test_is_exit_code_1(
+    cli: Callable[..., Any], fake_flow: ModuleType, files: SimpleNamespace, passed: bool
+) -> None:
+    found = VerifyResult(passed=passed, vectors=2, max_abs_error=float("inf"), bit_exact=passed)
+    fake_flow.verify = Recorder(found)  # type: ignore[attr-defined]
     ran = cli("verify", files.a, "--json")
-    assert ran.code == 1
-    assert ran.json == {**found, "max_abs_error": None}
-    assert cli("verify", files.a).out.startswith("FAILED")
-    found.update(passed=True, bit_exact=True)
-    assert cli("verify", files.a).code == 0
+    assert ran.code == (0 if passed else 1)
+    assert ran.json == {"passed": passed, "vectors": 2, "max_abs_error": None, "bit_exact": passed}
+    assert cli("verify", files.a).out.startswith(
+        "passed: 2 vectors, bit-exact" if passed else "FAILED: 2 vectors, largest error inf"
+    )
 
 
 def test_targets_list_is_the_default(cli: Callable[..., Any]) -> None:

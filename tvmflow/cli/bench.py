@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import Artifact, BoardName, Calibrate, Threads, existing, existing_data
+from tvmflow.cli.options import WORK_DIR, Artifact, BoardName, Calibrate, Threads, WorkDir, existing, existing_data
 from tvmflow.cli.verb import Output
 from tvmflow.errors import UsageError
 from tvmflow.trace import Progress
@@ -28,6 +28,7 @@ def command(
     calibrate: Calibrate = None,
     runs: Annotated[int | None, typer.Option("--runs", min=1, help="Timed runs.")] = None,
     report: Annotated[Path | None, typer.Option("--report", metavar="OUT.html", help="Write an HTML report.")] = None,
+    work_dir: WorkDir = WORK_DIR,
     *,
     progress: Progress,
 ) -> Output:
@@ -48,9 +49,10 @@ def command(
         per_layer=per_layer,
         against=names,
         model=None if model is None else existing(model),
-        calibration=existing_data(calibrate),
+        calibration=None if calibrate is None else existing_data(calibrate),
         runs=runs,
         report=report,
+        work_dir=work_dir,
         progress=progress,
     )
     data = result.to_json()

@@ -56,6 +56,17 @@ def _list() -> Output:
     return Output({"boards": boards, "file": path}, board_table(boards) if boards else (f"no boards in {path}",))
 
 
+def _check(
+    name: Annotated[str, typer.Argument(metavar="NAME|HOST:PORT|local", help="The board to look at; local: this machine.")],
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 10.0,
+) -> Output:
+    """Look at a board: reachable, versions, CPU features, memory, heat."""
+    from tvmflow.board.health import check
+    from tvmflow.cli.tables import checks_output
+
+    return checks_output(check(name, timeout))
+
+
 def _remove(name: Name) -> Output:
     """Forget a board."""
     from tvmflow.board.registry import remove_board
@@ -100,5 +111,6 @@ def _brief(board: Board) -> dict[str, Any]:
 
 app.command("add")(verb(_add))
 app.command("list")(verb(_list))
+app.command("check")(verb(_check))
 app.command("remove")(verb(_remove))
 app.command("serve")(verb(_serve))

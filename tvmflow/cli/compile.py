@@ -58,7 +58,7 @@ def command(
         model,
         target,
         quantize=quantize,
-        calibration=existing_data(calibrate),
+        calibration=None if calibrate is None else existing_data(calibrate),
         shapes=parse_shapes(shape),
         tuning_log=tuning_log if tuning_log in ("default", "none") else existing(tuning_log),
         dump=dump,

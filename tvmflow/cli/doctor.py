@@ -11,7 +11,6 @@ def command() -> Output:
     Says what to do where it hasn't; the exit code is 3 when a check fails.
     """
     from tvmflow import doctor
-    from tvmflow.cli.tables import doctor_report
+    from tvmflow.cli.tables import checks_output
 
-    checks = [check.to_json() for check in doctor.checks()]
-    return Output({"checks": checks}, doctor_report(checks), exit_code=0 if all(c["ok"] for c in checks) else 3)
+    return checks_output(doctor.checks())

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import Artifact, BoardName, Threads, existing, existing_or_callable
+from tvmflow.cli.options import Artifact, BoardName, Threads, existing, existing_data
 from tvmflow.cli.verb import Output
 from tvmflow.trace import Progress
 
@@ -36,7 +36,7 @@ def command(
 
     result = flow.evaluate(
         existing(artifact),
-        existing_or_callable(data),
+        existing_data(data),
         model=None if model is None else existing(model),
         board=board,
         threads=threads,

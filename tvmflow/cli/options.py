@@ -58,9 +58,11 @@ def existing_or_callable(text: str) -> str:
     return str(existing(text))
 
 
-def existing_data(text: str | None) -> str | None:
-    """Like `existing_or_callable`, for data that is optional."""
-    return None if text is None else existing_or_callable(text)
+def existing_data(text: str) -> str:
+    """Like `existing_or_callable`, for data, which may end in the rows to take: ``digits.npz[0:512]``."""
+    if not Path(text).exists():
+        existing_or_callable(re.sub(r"\[[\d:-]*\]$", "", text))
+    return text
 
 
 def parse_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]] | None:

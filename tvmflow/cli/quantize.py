@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import WORK_DIR, Model, Shapes, WorkDir, existing_or_callable, parse_shapes
+from tvmflow.cli.options import WORK_DIR, Model, Shapes, WorkDir, existing_data, existing_or_callable, parse_shapes
 from tvmflow.cli.verb import Output
 from tvmflow.errors import UsageError
 from tvmflow.trace import Progress
@@ -40,7 +40,7 @@ def command(
         raise UsageError(f"can't write a {out.suffix or 'nameless'} file", where="--out", remedy="end it in .json or .onnx")
     result = flow.quantize(
         existing_or_callable(model),
-        existing_or_callable(calibrate),
+        existing_data(calibrate),
         recipe,
         out=out,
         report=report,

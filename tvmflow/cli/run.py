@@ -15,13 +15,16 @@ def command(
     artifact: Artifact,
     input: Annotated[
         Path | None,
-        typer.Option("--input", metavar="X.npz", help="Arrays named after the inputs; without it, seeded random ones."),
+        typer.Option("--input", metavar="X.npz", help="Arrays named after the inputs; without it, the self-test's first."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", metavar="Y.npz", help="Write the outputs there, by name.")] = None,
     board: BoardName = None,
     threads: Threads = None,
 ) -> Output:
-    """Run an artifact once."""
+    """Run an artifact on data of yours.
+
+    An array may hold several samples along its first axis; the outputs then do too.
+    """
     from tvmflow import flow
     from tvmflow.cli.tables import run_report
 

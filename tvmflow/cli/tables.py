@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from tvmflow.cli.verb import Output
 
 Shown = tuple[Any, ...]
 
@@ -76,7 +79,7 @@ def bench_report(data: dict[str, Any]) -> Shown:
 
 
 def _latency(latency: dict[str, Any]) -> tuple[str, ...]:
-    return (*(f"{latency[key]:.3f}" for key in ("min", "median", "p90", "p99")), str(latency["runs"]))
+    return (*(f"{latency[key]:.3f}" for key in ("min", "median", "p90", "p99")), str(len(latency["runs"])))
 
 
 def evaluate_report(data: dict[str, Any]) -> Shown:
@@ -137,10 +140,14 @@ def board_table(boards: list[dict[str, Any]]) -> Shown:
     return (table,)
 
 
-def doctor_report(checks: list[dict[str, Any]]) -> Shown:
+def checks_output(found: Iterable[Any]) -> Output:
+    """Findings about this machine or a board: structs of name, ok, detail and remedy. Exit code 3 when one failed."""
+    import msgspec
+
+    checks = [msgspec.to_builtins(check) for check in found]
     lines = []
     for check in checks:
         lines.append(f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}: {check['detail']}")
-        if not check["ok"] and check["remedy"]:
+        if check["remedy"]:
             lines.append(f"      -> {check['remedy']}")
-    return tuple(lines)
+    return Output({"checks": checks}, tuple(lines), exit_code=0 if all(check["ok"] for check in checks) else 3)

@@ -59,7 +59,7 @@ def command(
         existing_or_callable(model),
         target,
         quantize=quantize,
-        calibration=existing_data(calibrate),
+        calibration=None if calibrate is None else existing_data(calibrate),
         boards=tuple(board or ()),
         budget=parse_budget(budget),
         trials=trials,
