@@ -26,6 +26,7 @@ REPORT = {
     "stages": [{"name": "import", "seconds": 1.5}],
     "seconds": 12.5,
     "peak_rss_bytes": 900_000_000,
+    "notes": ["rule 2 matches no layer"],
 }
 
 
@@ -77,7 +78,9 @@ def test_compile_hands_everything_over(cli: Callable[..., Any], compiled: Record
 
 def test_compile_tells_people_what_stayed_float(cli: Callable[..., Any], compiled: Recorder, files: SimpleNamespace) -> None:
     ran = cli("compile", files.m, "-o", files.folder / "out.so")
-    assert all(text in ran.out for text in ("99 integer, 1 float", "/soft", "no integer form", "2.50 MB", "12 tuned"))
+    assert all(
+        text in ran.out for text in ("99 integer, 1 float", "/soft", "no integer form", "2.50 MB", "12 tuned", "rule 2 matches")
+    )
     assert compiled.positional[1] == "native"
 
 
@@ -133,20 +136,39 @@ def test_bench_against_needs_the_model(cli: Callable[..., Any], fake_flow: Modul
 
 
 def test_tune_takes_a_budget_or_trials(cli: Callable[..., Any], fake_flow: ModuleType, files: SimpleNamespace) -> None:
-    fake_flow.tune = Recorder(SimpleNamespace(to_json=lambda: {"trials": 7}))  # type: ignore[attr-defined]
-    assert cli("tune", files.m, "--budget", "20m", "--board", "a", "--board", "b", "--json").json == {"trials": 7}
+    task = {"kernel": "conv 3x3", "count": 2, "candidates": 90, "measured": 9, "default_ms": 0.5, "best_ms": 0.25}
+    untried = {**task, "kernel": "dense", "measured": 0, "default_ms": None, "best_ms": None}
+    found = {"target": "zen5", "log": "l.jsonl", "kernels": 2, "candidates": 180, "default_ms": 1.0, "tuned_ms": 0.5}
+    found |= {"tasks": [task, untried], "trials": 9, "failed": 1, "seconds": 60.0, "stopped": "budget"}
+    fake_flow.tune = Recorder(SimpleNamespace(to_json=lambda: found))  # type: ignore[attr-defined]
+    assert cli("tune", files.m, "--budget", "20m", "--board", "a", "--board", "b", "--json").json == found
     assert fake_flow.tune.named["budget"] == 1200
     assert fake_flow.tune.named["boards"] == ("a", "b")
     assert cli("tune", files.m, "--budget", "20m", "--trials", "5").code == 2
     assert cli("tune", files.m, "--budget", "soon").code == 2
+    shown = cli("tune", files.m).out
+    assert all(text in shown for text in ("2.00x", "dense", "9 measured, 1 failed", "1.000 ms -> 0.500 ms"))
+    for key in ("trials", "failed", "seconds", "stopped"):
+        del found[key]
+    assert "2 kernels for zen5, 180 candidates" in cli("tune", files.m, "--dry-run").out
 
 
 def test_quantize_knows_its_file_types(cli: Callable[..., Any], fake_flow: ModuleType, files: SimpleNamespace) -> None:
-    fake_flow.quantize = Recorder(SimpleNamespace(to_json=lambda: {"sites": 3}))  # type: ignore[attr-defined]
+    layers = [{"layer": f"/conv{i}", "sqnr_db": db} for i, db in enumerate((30.0, 20.0, None))]
+    found = {"out": "p.json", "recipe": "int8", "samples": 8, "operators": REPORT["operators"], "output_sqnr_db": 31.5}
+    found |= {
+        "layers": layers,
+        "advice": [{"layer": "/conv1", "finding": "outliers", "remedy": "percentile"}],
+        "notes": ["few samples"],
+    }
+    fake_flow.quantize = Recorder(SimpleNamespace(to_json=lambda: found))  # type: ignore[attr-defined]
     for name in ("p.json", "q.onnx"):
-        assert cli("quantize", files.m, "--calibrate", files.c, "-o", name, "--json").json == {"sites": 3}
+        assert cli("quantize", files.m, "--calibrate", files.c, "-o", name, "--json").json == found
         assert fake_flow.quantize.named["out"] == Path(name)
     assert cli("quantize", files.m, "--calibrate", files.c, "-o", "p.txt").code == 2
+    shown = cli("quantize", files.m, "--calibrate", files.c, "-o", "p.json").out
+    assert all(text in shown for text in ("31.5 dB", "/conv1: outliers -> percentile", "few samples", "no integer form"))
+    assert shown.index("/conv1") < shown.index("/conv0"), "the worst layer comes first"
 
 
 @pytest.mark.parametrize("passed", [True, False])

@@ -8,6 +8,8 @@ from typing import Any
 from tvmflow.cli.verb import Output
 
 Shown = tuple[Any, ...]
+_WORST = 8
+"""Layers that `quantize` lists."""
 
 
 def _table(*columns: str, title: str = "") -> Any:
@@ -37,22 +39,53 @@ def compile_report(data: dict[str, Any]) -> Shown:
         lines.append(f"import check: largest difference {check['max_abs_error']:.3g} against {check['against']}")
     else:
         lines.append("import check: left out")
-    if operators["float_list"] and operators["integer"]:
-        table = _table("float operator", "kind ", "reason ")
-        for item in operators["float_list"]:
-            table.add_row(item["name"], item["op"], item["reason"])
-        lines.append(table)
+    if operators["integer"]:
+        lines += _floats(operators)
+    lines += data["notes"]
     stages = ", ".join(f"{stage['name']} {stage['seconds']:.1f} s" for stage in data["stages"] if stage["seconds"] >= 0.05)
     lines.append(f"{data['seconds']:.1f} s ({stages}), peak memory {_size(data['peak_rss_bytes'])}")
     return tuple(lines)
 
 
 def quantize_report(data: dict[str, Any]) -> Shown:
-    return tuple(f"{key.replace('_', ' ')}: {value}" for key, value in data.items() if not isinstance(value, (list, dict)))
+    operators, sqnr = data["operators"], data["output_sqnr_db"]
+    table = _table("layers that lose most", "SQNR dB")
+    known = [layer for layer in data["layers"] if layer["sqnr_db"] is not None]
+    for layer in sorted(known, key=lambda layer: layer["sqnr_db"])[:_WORST]:
+        table.add_row(layer["layer"], f"{layer['sqnr_db']:.1f}")
+    return (
+        f"{data['out']}: recipe {data['recipe']}, calibrated on {data['samples']} samples",
+        f"operators: {operators['integer']} integer, {operators['float']} float",
+        f"output: {'exact' if sqnr is None else f'SQNR {sqnr:.1f} dB'}",
+        table,
+        *_floats(operators),
+        *(f"{advice['layer']}: {advice['finding']} -> {advice['remedy']}" for advice in data["advice"]),
+        *data["notes"],
+    )
+
+
+def _floats(operators: dict[str, Any]) -> Shown:
+    """The operators that stayed float in a quantized model, each with its reason."""
+    if not operators["float_list"]:
+        return ()
+    table = _table("float operator", "kind ", "reason ")
+    for item in operators["float_list"]:
+        table.add_row(item["name"], item["op"], item["reason"])
+    return (table,)
 
 
 def tune_report(data: dict[str, Any]) -> Shown:
-    return quantize_report(data)
+    table = _table("kernel", "times", "candidates", "measured", "default ms", "best ms", "gain")
+    for task in data["tasks"]:
+        default, best = task["default_ms"], task["best_ms"]
+        gain = f"{default / best:.2f}x" if default and best else ""
+        times = (f"{ms:.4f}" if ms is not None else "" for ms in (default, best))
+        table.add_row(task["kernel"], str(task["count"]), str(task["candidates"]), str(task["measured"]), *times, gain)
+    lines: list[Any] = [f"{data['kernels']} kernels for {data['target']}, {data['candidates']} candidates", table]
+    if "trials" in data:
+        lines.append(f"{data['trials']} measured, {data['failed']} failed, {data['seconds']:.0f} s; ended: {data['stopped']}")
+        lines.append(f"all kernels: {data['default_ms']:.3f} ms -> {data['tuned_ms']:.3f} ms; kept in {data['log']}")
+    return tuple(lines)
 
 
 def bench_report(data: dict[str, Any]) -> Shown:
