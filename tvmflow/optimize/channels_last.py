@@ -154,26 +154,21 @@ class ChannelsLast(Writer):
         lead = len(leader.logical) - len(view.logical)
         if lead < 0 or math.prod(view.shape) == 1:
             return None if lead < 0 else view.var if len(view.physical) <= len(leader.physical) else self._reshape(view.var, ())
-        parts: list[int] = []
-        slots: list[Axis | None] = []
-        for group, size in zip(leader.logical[lead:], view.shape, strict=True):
-            broadcast = size == 1
-            for axis in flat([group]):
-                parts.append(1 if broadcast else axis.size)
-                slots.append(None if broadcast else axis)
-        fine = reshaped(view, parts)
+        pairs = zip(leader.logical[lead:], view.shape, strict=True)
+        slots = [(axis, size > 1) for group, size in pairs for axis in flat([group])]
+        parts = [axis.size if varies else 1 for axis, varies in slots]
+        fine = reshaped(view, parts) or reshaped(plain(self._in_order(view)), parts)
         if fine is None:
-            view = plain(self._in_order(view))
-            fine = reshaped(view, parts)
-            if fine is None:
+            return None
+        varying = {axis for axis, varies in slots if varies}
+        missing = {a for g in leader.physical if varying & set(g) for a in flat([g])} - varying
+        if missing:
+            if not is_constant(view.var):
                 return None
-        group_of = {slot: group for slot, group in zip(slots, fine.logical, strict=True) if slot is not None}
-        wanted: list[Group] = []
-        for dims in leader.physical:
-            have = [group_of.get(axis) for axis in flat([dims])]
-            if any(g is None for g in have) and any(g is not None for g in have):
-                return None
-            wanted.append(tuple(a for g in have if g is not None for a in g))
+            repeated = [axis.size if axis in missing else part for (axis, _), part in zip(slots, parts, strict=True)]
+            fine = plain(const(np.broadcast_to(array(view.var).reshape(parts), repeated)))
+        group_of = {axis: group for (axis, _), group in zip(slots, fine.logical, strict=True) if axis in varying | missing}
+        wanted = [tuple(a for axis in flat([dim]) for a in group_of.get(axis, ())) for dim in leader.physical]
         if is_constant(view.var) and len(view.logical) == 1 and len(wanted) < 4 and flat(wanted) == flat(wanted[-1:]):
             wanted = wanted[-1:]
         return self.laid_out(fine, wanted)

@@ -25,6 +25,7 @@ ENSURES = ("no common subexpressions",)
 
 LARGEST = 4096
 _CALLS_OUT = ("call_tir", "call_tir_inplace", "call_packed", "call_dps_packed", "call_pure_packed", "print", "assert_op")
+_IMPURE = ("builtin.", "multinomial", "random")
 
 
 def _key(arg: Any) -> Any:
@@ -43,18 +44,17 @@ def _key(arg: Any) -> Any:
 
 
 def run(module: tvm.IRModule) -> tvm.IRModule:
-    known: dict[Any, Any] = {}
-    current: dict[str, Any] = {}
+    first: dict[Any, Any] = {}
 
     def rule(walk: Walk, call: Any) -> Any:
         """Case 1."""
         name = op_name(call)
-        if not name or name in _CALLS_OUT or name.startswith(("builtin.", "random", "multinomial")):
+        if not name or name in _CALLS_OUT or name.startswith(_IMPURE):
             return None
         key = (name, tuple(_key(a) for a in call.args), str(call.attrs), str(call.ty))
-        if key in known:
-            return known[key]
-        known[key] = current["var"] = walk.emit(call)
-        return known[key]
+        if key in first:
+            return walk.now(first[key])
+        first[key] = walk.var
+        return None
 
     return rewrite(module, rule)

@@ -22,11 +22,14 @@ from tvmflow.optimize import (
     canonical_shapes,
     channels_last,
     common_subexpressions,
+    conv1d_to_conv2d,
+    dead_code,
     decompose_batch_norm,
     fold_affine,
     fold_affine_forward,
     fold_constants,
     global_average_pool,
+    lower_conv_transpose,
     merge_pads,
     name_te_calls,
     remove_identities,
@@ -51,7 +54,6 @@ PASSES: tuple[ModuleType, ...] = (
     canonical_clip,
     canonical_activations,
     canonical_layer_norm,
-    global_average_pool,
     merge_pads,
     # arithmetic into weights
     decompose_batch_norm,
@@ -59,11 +61,16 @@ PASSES: tuple[ModuleType, ...] = (
     fold_affine_forward,
     fold_affine,
     canonical_clip,
+    # fewer operators
+    conv1d_to_conv2d,
+    lower_conv_transpose,
+    global_average_pool,
     # layout
     channels_last,
     canonical_shapes,
     remove_identities,
     common_subexpressions,
+    dead_code,
 )
 
 

@@ -92,6 +92,8 @@ class Walk(Writer):
 
     def __init__(self, module: tvm.IRModule) -> None:
         super().__init__(module)
+        self.var: Any = None
+        """Old variable of the binding that is visited."""
         self._new: dict[Any, Any] = {}
         self._uses: Counter[Any] = Counter()
 
@@ -103,6 +105,10 @@ class Walk(Writer):
     def only_use(self, expr: Any) -> bool:
         """Whether a single binding uses ``expr``, so that rewriting its producer repeats no work."""
         return self._uses[expr] <= 1
+
+    def now(self, var: Any) -> Any:
+        """What stands for an old variable."""
+        return self._new[var]
 
     def run(self, rule: Rule) -> tvm.IRModule:
         """The module with ``main`` rewritten."""
@@ -119,7 +125,7 @@ class Walk(Writer):
 
     def _visit(self, binding: Any, rule: Rule) -> None:
         var, old = binding.var, binding.value
-        self.name = str(var.name)
+        self.var, self.name = var, str(var.name)
         value = substitute(old, self._new)
         if isinstance(value, relax.TupleGetItem):
             source = self.value(value.tuple_value)
