@@ -23,6 +23,7 @@ class Rows:
 
     values: np.ndarray
     labels: np.ndarray | None = None
+    batch: int = 1
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
         return ({"x": value[None]} for value in self.values)
@@ -105,13 +106,25 @@ def test_sequences_are_judged_at_each_position() -> None:
         (np.arange(2), "only 2 labels"),
         (np.arange(9) % 3, "9 labels for 3"),
         (np.array([0, 1, 7]), "outside the 3 classes"),
-        (np.array([0, 1, -1]), "outside the 3 classes"),
+        (np.array([0, 1, -2]), "outside the 3 classes"),
         (np.array([0.5, 1, 2]), "not class numbers"),
     ],
 )
 def test_labels_that_do_not_fit(labels: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message):
         evaluate(Scores(), Rows(eye(3), labels))
+
+
+def test_rows_without_a_label_are_not_judged() -> None:
+    found = evaluate(Scores(), Rows(eye(4), np.array([0, -1, 3, -1])), Scores())
+    assert (found.count, found.top1, found.agreement) == (4, 0.5, 1.0)
+    assert found.reference is not None and found.reference.top1 == 0.5
+    assert evaluate(Scores(), Rows(eye(2), np.array([-1, -1]))).top1 is None
+
+
+def test_labels_of_an_incomplete_sample_do_no_harm() -> None:
+    data = Rows(np.stack([eye(2), eye(2)]), np.array([0, 1, 0, 1, 0]), batch=2)
+    assert evaluate(Scores(), data).top1 == 1.0
 
 
 def test_no_samples_is_an_error() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tvmflow.bench import peak
-from tvmflow.bench.peak import ROWS, Row, build, emit, measure_peak, usable
+from tvmflow.bench.peak import ROWS, Row, build, emit, measure_peak, on_board, operands, usable
+from tvmflow.build.link import linkers
 from tvmflow.errors import UserError
 from tvmflow.runtime import cpu
 from tvmflow.target import Target, get_target
@@ -35,11 +39,8 @@ def test_a_row_counts_the_operations_it_does(row: Row, host: Target, monkeypatch
     import tvm
 
     module = build(row, host, 2)
-    rows, columns = row.tile
-    lanes, width = int(row.acc.split("x")[1]), int(row.operand.split("x")[1])
-    shapes = [(peak.DEPTH, rows, width), (peak.DEPTH, columns, width), (2, rows * columns, lanes)]
-    types = [row.operand.split("x")[0], row.operand.split("x")[0], row.acc.split("x")[0]]
-    tensors = [tvm.runtime.tensor(np.ones(shape, dtype)) for shape, dtype in zip(shapes, types, strict=True)]
+    lanes = int(row.acc.split("x")[1])
+    tensors = [tvm.runtime.tensor(value) for value in operands(row, 2)]
     module["main"](*tensors)
     assert (tensors[2].numpy() == 1 + 24 * row.ops / 2 / lanes).all()
 
@@ -84,6 +85,28 @@ def test_fastest_keeps_one_row_of_each_precision() -> None:
     kept = peak.PeakMeter((meter("vpmaddwd ymm", 1.0), meter("pmaddwd xmm", 0.1), meter("fma ymm", 1.0))).fastest()
     assert [item.row.name for item in kept.meters] == ["pmaddwd xmm", "fma ymm"]
     assert kept.measure().int8_gops == kept.meters[0].gop / 0.1
+
+
+def test_a_board_gets_a_library_for_its_machine(host: Target) -> None:
+    """The peak of a board is measured through ``time_function`` with all arguments; its library is ELF for its machine."""
+    import msgspec
+
+    board = msgspec.structs.replace(host, family="arm", tvm=ARM)
+    if not linkers("aarch64"):
+        pytest.skip("no linker for aarch64")
+    calls: list[tuple[bytes, str, int, int, int]] = []
+
+    class Board:
+        def time_function(
+            self, library: Path, function: str, arguments: Sequence[np.ndarray], repeat: int, number: int = 1, threads: int = 1
+        ) -> list[float]:
+            calls.append((library.read_bytes()[:20], function, len(arguments), repeat, threads))
+            return [1e-3, 2e-3]
+
+    found = measure_peak(board, 4, features=["asimd"], load=on_board(Board(), board, 4), repeat=2)
+    assert found.fp32_gflops == pytest.approx(4 * peak.STEPS * 16 * 8 / 1e9 / 1e-3)
+    assert {call[1:] for call in calls} == {("main", 3, 2, 4)} and len(calls) == 3
+    assert all(int.from_bytes(call[0][18:20], "little") == 183 for call in calls), "EM_AARCH64"
 
 
 def test_a_family_without_rows_is_refused(host: Target) -> None:

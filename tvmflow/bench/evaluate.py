@@ -28,7 +28,11 @@ class DataSet(Protocol):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Class of each row of the model's first output, in the order of the samples."""
+        """Class of each row of the model's first output in the order of the samples, -1 where it is unknown."""
+
+    @property
+    def batch(self) -> int:
+        """Rows of one sample. Labels of a last, incomplete sample, which is left out, do no harm."""
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]: ...
 
@@ -47,7 +51,7 @@ class EvalResult:
     """Shares are 0 to 1. None is what can't be known: accuracy without labels, closeness without a reference."""
 
     count: int
-    """Rows of the first output that were judged: samples, or positions of sequences."""
+    """Rows of the first output: samples, or positions of sequences. Accuracy is over those of them that have a label."""
     top1: float | None = None
     top5: float | None = None
     reference: Reference | None = None
@@ -134,15 +138,16 @@ def evaluate(
         scores = _scores(outputs[0])
         label = None if labels is None else _labels(labels, rows, scores)
         rows += len(scores)
+        known = None if label is None else label >= 0
         if label is not None:
-            places.append(ranks(scores, label))
+            places.append(ranks(scores[known], label[known]))
         clean = all(np.isfinite(value).all() for value in outputs)
         non_finite += not clean
         if expected:
             theirs = _scores(expected[0])
             _check_same(outputs, expected)
             if label is not None:
-                reference_places.append(ranks(theirs, label))
+                reference_places.append(ranks(theirs[known], label[known]))
             if clean:
                 agreeing += int((scores.argmax(axis=1) == theirs.argmax(axis=1)).sum())
                 for mine, other in zip(outputs, expected, strict=True):
@@ -150,7 +155,7 @@ def evaluate(
         progress("eval", samples, total)
     if not samples:
         raise DataError("there are no samples", where="eval", remedy="see that the data set is not empty")
-    if labels is not None and rows != len(labels):
+    if labels is not None and len(labels) - rows >= dataset.batch:
         raise DataError(f"{len(labels)} labels for {rows} results", where="label", remedy="one label for each sample")
     top1, top5 = _accuracy(places)
     if reference is None:
@@ -187,7 +192,7 @@ def _labels(labels: np.ndarray, start: int, scores: np.ndarray) -> np.ndarray:
         )
     if part.dtype.kind not in "iu":
         raise DataError(f"labels are {labels.dtype}, not class numbers", where="label")
-    if part.min(initial=0) < 0 or part.max(initial=0) >= scores.shape[1]:
+    if part.min(initial=0) < -1 or part.max(initial=0) >= scores.shape[1]:
         raise DataError(f"a label is outside the {scores.shape[1]} classes of the model", where="label")
     return part.astype(np.int64)
 
@@ -199,7 +204,7 @@ def _check_same(ours: list[np.ndarray], reference: list[np.ndarray]) -> None:
 
 
 def _accuracy(places: list[np.ndarray]) -> tuple[float | None, float | None]:
-    if not places:
+    every = np.concatenate(places) if places else np.empty(0)
+    if not every.size:
         return None, None
-    every = np.concatenate(places)
     return float((every < 1).mean()), float((every < 5).mean())

@@ -12,9 +12,11 @@ an intrinsic is multiply *then* add, the operands are loaded anew in each step, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -182,12 +184,12 @@ def emit(row: Row, threads: int) -> Any:
             for index, chain in enumerate(chains):
                 T.buffer_store(chain, acc[thread, index, every], [every])
 
-            def operands(step: Expr) -> tuple[list[Expr], list[Expr]]:
+            def load(step: Expr) -> tuple[list[Expr], list[Expr]]:
                 return [T.Bind(a[step, m, whole]) for m in range(rows)], [T.Bind(b[step, n, whole]) for n in range(columns)]
 
-            held = None if row.loaded else operands(0)
+            held = None if row.loaded else load(0)
             with T.serial(0, STEPS) as step:
-                left, right = held or operands(tirx.bitwise_and(step, DEPTH - 1))
+                left, right = held or load(tirx.bitwise_and(step, DEPTH - 1))
                 for index, chain in enumerate(chains):
                     m, n = divmod(index, columns)
                     T.buffer_store(chain, row.emit(chain[every], left[m], right[n]), [every])
@@ -211,15 +213,58 @@ def build(row: Row, target: Target, threads: int) -> Any:
     return tvm.tirx.build(module, target=tvm.target.Target(description))
 
 
-Load = Callable[[Any], "tuple[Any, Any]"]
-"""Brings a built executable onto the device: executable -> (loaded module, TVM device)."""
+Timer = Callable[[int], list[float]]
+"""``timer(repeat)``: seconds of each of ``repeat`` runs."""
+Load = Callable[[Any, Sequence[np.ndarray]], Timer]
+"""Brings a built module and its arguments onto the device."""
 
 
-def load_here(executable: Any) -> tuple[Any, Any]:
+def load_here(module: Any, arguments: Sequence[np.ndarray]) -> Timer:
     """Into this process."""
     import tvm
 
-    return executable, tvm.cpu()
+    device = tvm.cpu()
+    tensors = [tvm.runtime.tensor(value, device) for value in arguments]
+
+    def timer(repeat: int) -> list[float]:
+        evaluate = module.time_evaluator("main", device, number=1, repeat=repeat)
+        return [float(value) for value in evaluate(*tensors).results]
+
+    return timer
+
+
+class TimesFunctions(Protocol):
+    """A board, as far as it matters here."""
+
+    def time_function(
+        self, library: Path, function: str, arguments: Sequence[np.ndarray], repeat: int, number: int = 1, threads: int = 1
+    ) -> list[float]: ...
+
+
+def on_board(board: TimesFunctions, target: Target, threads: int) -> Load:
+    """Onto a board: linked for ``target``, uploaded with each measurement. Raises MissingTool without a linker."""
+
+    def load(module: Any, arguments: Sequence[np.ndarray]) -> Timer:
+        def timer(repeat: int) -> list[float]:
+            with tempfile.TemporaryDirectory(prefix="tvmflow-peak-") as folder:
+                library = Path(folder) / "peak.so"
+                module.export_library(str(library), fcompile=_linker(target))
+                return board.time_function(library, "main", arguments, repeat, threads=threads)
+
+        return timer
+
+    return load
+
+
+def _linker(target: Target) -> Callable[..., None]:
+    """``link`` in the form in which ``export_library`` calls it."""
+    from tvmflow.build.link import link
+
+    def run(output: str, objects: Sequence[str], **_options: object) -> None:
+        link([Path(item) for item in objects], Path(output), target)
+
+    run.output_format = "so"  # type: ignore[attr-defined]  # what export_library asks its linker for
+    return run
 
 
 @dataclass(frozen=True)
@@ -228,8 +273,7 @@ class Meter:
 
     row: Row
     threads: int
-    time: Callable[[int], list[float]]
-    """``time(repeat)``: seconds of each run."""
+    time: Timer
 
     @property
     def gop(self) -> float:
@@ -272,7 +316,7 @@ def peak_meter(target: Target, threads: int, *, features: Iterable[str] | None =
     target : the machine's target; its family, triple and CPU are used
     threads : as many threads as the benchmark has; TVM's thread pool on the device must already have that many
     features : CPU features in Linux' spelling, where more is known than the target promises
-    load : how to bring an executable onto the device, this process unless told
+    load : how to bring a kernel onto the device: into this process unless told, or ``on_board``
 
     Raises UserError for a family without CPU rows, EnvironmentProblem when no row fits.
     """
@@ -286,21 +330,16 @@ def peak_meter(target: Target, threads: int, *, features: Iterable[str] | None =
     return PeakMeter(meters)
 
 
-def _meter(row: Row, executable: Any, threads: int, load: Load) -> Meter:
-    import tvm
+def _meter(row: Row, module: Any, threads: int, load: Load) -> Meter:
+    return Meter(row, threads, load(module, operands(row, threads)))
 
-    module, device = load(executable)
+
+def operands(row: Row, threads: int) -> list[np.ndarray]:
+    """Arguments of ``row``'s kernel: ones, whose sums neither overflow nor become denormal floats, which some CPUs add slowly."""
     rows, columns = row.tile
     (acc_type, lanes), (type_, width) = _vector(row.acc), _vector(row.operand)
     shapes = ((DEPTH, rows, width), type_), ((DEPTH, columns, width), type_), ((threads, rows * columns, lanes), acc_type)
-    # Ones: products that can neither overflow nor become denormal floats, which some CPUs add slowly.
-    tensors = [tvm.runtime.tensor(np.ones(shape, dtype), device) for shape, dtype in shapes]
-
-    def time(repeat: int) -> list[float]:
-        timer = module.time_evaluator("main", device, number=1, repeat=repeat)
-        return [float(value) for value in timer(*tensors).results]
-
-    return Meter(row, threads, time)
+    return [np.ones(shape, dtype) for shape, dtype in shapes]
 
 
 def measure_peak(
