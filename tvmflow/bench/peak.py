@@ -12,6 +12,7 @@ an intrinsic is multiply *then* add, the operands are loaded anew in each step, 
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -243,12 +244,19 @@ class TimesFunctions(Protocol):
 
 def on_board(board: TimesFunctions, target: Target, threads: int) -> Load:
     """Onto a board: linked for ``target``, uploaded with each measurement. Raises MissingTool without a linker."""
+    # A name of its own each time: to overwrite a library that is in use would crash the board's session.
+    names = (f"tvmflow-peak-{number}.so" for number in itertools.count())
 
     def load(module: Any, arguments: Sequence[np.ndarray]) -> Timer:
+        with tempfile.TemporaryDirectory(prefix="tvmflow-peak-") as folder:
+            linked = Path(folder) / "peak.so"
+            module.export_library(str(linked), fcompile=_linker(target))
+            content = linked.read_bytes()
+
         def timer(repeat: int) -> list[float]:
             with tempfile.TemporaryDirectory(prefix="tvmflow-peak-") as folder:
-                library = Path(folder) / "peak.so"
-                module.export_library(str(library), fcompile=_linker(target))
+                library = Path(folder) / next(names)
+                library.write_bytes(content)
                 return board.time_function(library, "main", arguments, repeat, threads=threads)
 
         return timer
