@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from tvmflow.board import rpc
@@ -98,6 +99,23 @@ def test_server_frozen_between_calls(own_server: Any, tiny: Path) -> None:
     own_server.signal(signal.SIGSTOP)
     with pytest.raises(BoardError, match="no answer"):
         rpc.connect(own_server.board, timeout=1)
+
+
+def test_board_frozen_while_a_remote_tensor_is_freed(own_server: Any) -> None:
+    """Freeing holds Python's lock and waits for the board: only another process can end that."""
+    board = rpc.connect(own_server.board, timeout=1)
+    tensor = board.tensor(X, board.device())
+    frozen = psutil.Process(own_server.process.pid).children(recursive=True)
+    for process in frozen:
+        process.suspend()
+    start = time.monotonic()
+    del tensor
+    with pytest.raises(BoardError, match="no sign of life|hung up"):
+        board.info()
+    board.close()
+    assert time.monotonic() - start < 30
+    for process in frozen:
+        process.resume()
 
 
 def test_absent_server() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -96,12 +97,30 @@ def test_more_threads_than_cores(server: Any, tiny: Path, manifest_of: Any) -> N
 def test_upload_out_of_the_session_folder_is_refused(server: Any, name: str) -> None:
     with rpc.connect(server.board) as board:
         with pytest.raises(BoardError, match="refused file name"), board.call("upload", 5):
-            board._rpc.get_function("tvm.rpc.server.upload")(name, bytearray(b"x"))
+            board.rpc.get_function("tvm.rpc.server.upload")(name, bytearray(b"x"))
         with board.call("upload", 5):
-            board._rpc.upload(bytearray(b"x"), "fine")
+            board.rpc.upload(bytearray(b"x"), "fine")
     assert not Path("/tmp/tvmflow-escaped").exists()
 
 
 def test_wrong_key(server: Any) -> None:
     with pytest.raises(BoardError, match="the key 'other' was given, this board has ''"):
         rpc.connect(Board(name="here", port=server.board.port, key="other"), timeout=3)
+
+
+def test_library_replaced_while_its_older_self_is_loaded(
+    server: Any, native: Path, tiny: Path, tmp_path: Path, manifest_of: Any
+) -> None:
+    path = tmp_path / "same.so"
+    with rpc.connect(server.board) as board:
+        path.write_bytes(tiny.read_bytes())
+        with board.open(path, manifest_of("x86_64"), 1) as session:
+            path.write_bytes(native.read_bytes())
+            assert board.time_function(path, "rest", [], repeat=1)
+            assert session.run({"x": X})["y"].tolist() == (X + 1).tolist()
+
+
+def test_absent_device(server: Any, tiny: Path, manifest_of: Any) -> None:
+    manifest = msgspec.structs.replace(manifest_of("x86_64"), device="vulkan")
+    with rpc.connect(server.board) as board, pytest.raises(BoardError, match="no vulkan device"):
+        board.open(tiny, manifest, 1)

@@ -25,7 +25,7 @@ def board_info(workdir: str = "/tmp", root: Path = Path("/")) -> dict[str, Any]:
         "versions": versions(),
         "arch": cpu.arch(),
         "hostname": platform.node(),
-        "cpu": cpu_name(root),
+        "cpu": cpu.board_model() or cpu.model_name(),
         "cores": len(cpu.allowed_cpus()),
         "features": sorted(cpu.features() - denied_features()),
         "glibc": list(cpu.glibc_version()),
@@ -50,12 +50,6 @@ def versions() -> dict[str, str]:
         "tvm_ffi": str(tvm_ffi.__version__),
         "tvmflow": str(tvmflow.__version__),
     }
-
-
-def cpu_name(root: Path = Path("/")) -> str:
-    """The board's model from its device tree, which ARM boards have, or the processor's name."""
-    model = root / "proc/device-tree/model"
-    return model.read_text(errors="replace").strip("\0\n ") if model.is_file() else cpu.model_name()
 
 
 def memory(root: Path = Path("/")) -> dict[str, int]:

@@ -185,10 +185,13 @@ class RemoteBoard:
         self._relay = relay
         self._resources = resources
         self._lost = ""
+        self._uploads = 0
+        self.rpc: Any = None
+        """TVM's own session, for calls inside of ``call``; outside of it, the ``timeout`` of ``connect`` bounds each silence."""
         who = re.sub(r"\s", "_", f"{getpass.getuser() if 'USER' in os.environ else os.getuid()}@{platform.node()}")
         try:
             with self.call("open a session", CONNECT_SECONDS):
-                self._rpc = rpc.connect("127.0.0.1", relay.port, f"{board.key} -who={who}")
+                self.rpc = rpc.connect("127.0.0.1", relay.port, f"{board.key} -who={who}")
         except BoardError:
             resources.close()
             raise
@@ -253,12 +256,12 @@ class RemoteBoard:
         import json
 
         with self.call("tell about itself", CONNECT_SECONDS):
-            return json.loads(str(self._rpc.get_function("tvmflow.board.info")()))
+            return json.loads(str(self.rpc.get_function("tvmflow.board.info")()))
 
     def ping(self) -> None:
         """One round trip."""
         with self.call("answer", CONNECT_SECONDS):
-            self._rpc.get_function("runtime.NumThreads")()
+            self.rpc.get_function("runtime.NumThreads")()
 
     def session(self, artifact: Path | str, threads: int = 0) -> RemoteSession:
         """Uploads and opens an artifact, ``threads`` 0 taking the board's default.
@@ -289,18 +292,22 @@ class RemoteBoard:
     def use_threads(self, threads: int) -> None:
         """Sets the size of the remote thread pool. Raises BoardError when the board has fewer cores."""
         with self.call(f"use {threads} threads", CONNECT_SECONDS):
-            self._rpc.get_function("runtime.config_threadpool")(1, threads)
-            got = int(self._rpc.get_function("runtime.NumThreads")())
+            self.rpc.get_function("runtime.config_threadpool")(1, threads)
+            got = int(self.rpc.get_function("runtime.NumThreads")())
         if got != threads:
             raise BoardError(
                 f"gives {got} threads instead of {threads}", where=self.name, remedy=f"ask for at most {self.facts['cores']}"
             )
 
     def device(self, name: str = "cpu") -> Any:
-        """TVM's handle of the board's ``cpu`` or ``cuda`` device."""
+        """TVM's handle of the board's ``cpu`` or ``cuda`` device. Raises BoardError when the board has none of that name."""
         import tvm
 
-        return self._rpc.device(tvm.device(name, 0).dlpack_device_type(), 0)
+        if name != "cpu":
+            with self.call(f"use its {name} device", RUN_SECONDS):
+                if not self.rpc.get_function("tvmflow.board.use_device")(name):
+                    raise BoardError(f"it has no {name} device", where=self.name, remedy="compile for its CPU")
+        return self.rpc.device(tvm.device(name, 0).dlpack_device_type(), 0)
 
     def tensor(self, array: np.ndarray, device: Any) -> Any:
         """A copy of ``array`` in the board's memory."""
@@ -313,9 +320,14 @@ class RemoteBoard:
             data = path.read_bytes()
         except OSError as error:
             raise ArtifactError(f"can't read it: {error.strerror}", where=str(path)) from error
+        # A name of its own for each upload: writing into a library that is still loaded there would crash the session.
+        self._uploads += 1
+        name = f"{self._uploads}-{path.name}"
         with self.call(f"load {path.name}", RUN_SECONDS):
-            self._rpc.upload(bytearray(data), path.name)
-            return self._rpc.load_module(path.name)
+            self.rpc.upload(bytearray(data), name)
+            module = self.rpc.load_module(name)
+            self.rpc.remove(name)
+            return module
 
 
 class RemoteSession:
@@ -327,8 +339,8 @@ class RemoteSession:
         self.path, self.manifest, self.threads = path, manifest, threads
         self._board = board
         board.use_threads(threads)
+        self._device = board.device(manifest.device)
         with board.call("open the model", RUN_SECONDS):
-            self._device = board.device(manifest.device)
             self._vm: Any = VirtualMachine(module, self._device)
 
     def __enter__(self) -> RemoteSession:
