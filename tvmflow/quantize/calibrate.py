@@ -234,7 +234,7 @@ def _weight_param(
 
 
 def _weight_of(graph: Graph, group: Group, site: Site) -> np.ndarray:
-    weight = constant_of(graph.exprs[group.layer].args[1])
+    weight = constant_of(graph.exprs[group.bindings[0]].args[1])
     if weight is None or weight.shape != site.shape:
         raise InternalError("the plan has a weight that is not in the graph", where=site.id)
     return weight
