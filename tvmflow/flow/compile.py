@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
-from tvmflow.flow.lower import Lowered, Shapes, host_runner, lower
+from tvmflow.flow.lower import Lowered, Shapes, host_runner, lower, operators
 from tvmflow.target import Target, get_target
 from tvmflow.trace import Progress, Trace, silent
 
@@ -131,13 +132,6 @@ def compile(  # noqa: A001  the verb of the product
     return CompileResult(artifact, report, lowered)
 
 
-def operators(lowered: Lowered) -> dict[str, Any]:
-    """Integer and float operators, boundaries between them, and every float one with its reason."""
-    c = lowered.coverage
-    listed = [{"name": f.name, "op": f.op, "reason": f.reason} for f in c.float_list]
-    return {"integer": c.integer, "float": c.float, "boundaries": c.boundaries, "float_list": listed}
-
-
 def self_tests(lowered: Lowered) -> list[Vector]:
     """Inputs (calibration samples first, then seeded noise) with the outputs that this machine computes for them."""
     run = host_runner(lowered.model.module)
@@ -194,7 +188,8 @@ def describe(
     preprocess = None
     if quantization:
         summary = {"recipe": quantization.recipe.name, "origin": quantization.origin, "storage": target.int8.storage, "sites": len(quantization.params)}
-        preprocess = quantization.data.declaration() if quantization.data else None
+        if quantization.data is not None and quantization.data.preprocess is not None:
+            preprocess = msgspec.to_builtins(quantization.data.preprocess)
     return mf.Manifest(
         target=target.name,
         arch=target.arch,

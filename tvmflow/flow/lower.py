@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tvmflow.data import DataSet
     from tvmflow.importer import ImportCheck
-    from tvmflow.quantize.calibrate import SiteStats
+    from tvmflow.quantize.calibrate import Calibration, SiteStats
     from tvmflow.quantize.plan import Plan
     from tvmflow.quantize.qparams import QParams
     from tvmflow.quantize.realize import Coverage
@@ -35,11 +35,16 @@ class Quantization:
     recipe: Recipe
     plan: Plan
     params: QParams
-    stats: dict[str, SiteStats]
+    calibration: Calibration | None
     data: DataSet | None
     origin: str
     """``calibrated``, ``file`` (parameters of an earlier run) or ``model`` (QDQ nodes)."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def stats(self) -> dict[str, SiteStats]:
+        """What calibration saw, by site; empty without one."""
+        return self.calibration.stats if self.calibration else {}
 
 
 @dataclass(frozen=True)
@@ -109,14 +114,15 @@ def _quantization(
     from tvmflow.quantize.annotate import annotate
     from tvmflow.quantize.cache import calibrate_cached
     from tvmflow.quantize.qparams import load_qparams
-    from tvmflow.quantize.realize.qdq import plan_from_qdq
     from tvmflow.quantize.recipe import load_recipe, unused_rules
 
     recipe = load_recipe(str(recipe_name or "int8"))
-    carried = plan_from_qdq(model)
-    if carried is not None:
+    if "R.quantize" in model.module.script():
+        from tvmflow.quantize.realize.qdq import plan_from_qdq
+
+        carried = plan_from_qdq(model)
         floating, plan, found = carried
-        return floating, Quantization(recipe, plan, found, {}, None, "model")
+        return floating, Quantization(recipe, plan, found, None, None, "model")
     if recipe_name is None and params is None:
         if calibration is not None:
             raise UsageError("calibration data without a recipe", where="--calibrate", remedy="add --quantize int8")
@@ -124,7 +130,7 @@ def _quantization(
     plan = annotate(model, recipe)
     notes = tuple(f"recipe rule {rule} matches no layer" for rule in unused_rules(recipe, plan))
     if params is not None:
-        return model, Quantization(recipe, plan, load_qparams(Path(params), plan), {}, None, "file", notes)
+        return model, Quantization(recipe, plan, load_qparams(Path(params), plan), None, None, "file", notes)
     if calibration is None:
         raise UsageError(
             "quantization needs calibration data", where="--quantize", remedy="add --calibrate DATA, or --params from `tvmflow quantize`"
@@ -134,7 +140,7 @@ def _quantization(
     data = load_data(calibration, model.inputs)
     result = calibrate_cached(model, plan, recipe, data, host_runner, work_dir, trace.progress)
     notes = (*notes, *data.notes, *result.notes)
-    return model, Quantization(recipe, plan, result.qparams, result.stats, data, "calibrated", notes)
+    return model, Quantization(recipe, plan, result.qparams, result, data, "calibrated", notes)
 
 
 def _all_float(model: Model) -> Coverage:
@@ -143,6 +149,13 @@ def _all_float(model: Model) -> Coverage:
 
     count = sum(len(block.bindings) for block in model.module["main"].body.blocks)
     return Coverage(0, count, 0, ())
+
+
+def operators(lowered: Lowered) -> dict[str, Any]:
+    """Integer and float operators, boundaries between them, and every float one with its reason."""
+    c = lowered.coverage
+    listed = [{"name": f.name, "op": f.op, "reason": f.reason} for f in c.float_list]
+    return {"integer": c.integer, "float": c.float, "boundaries": c.boundaries, "float_list": listed}
 
 
 def host_runner(module: tvm.IRModule) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:

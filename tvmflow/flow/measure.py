@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from tvmflow.errors import UsageError
@@ -109,11 +110,11 @@ def evaluate(
     from tvmflow.bench.evaluate import evaluate as run_evaluation
     from tvmflow.bench.peers import OnnxRuntime
     from tvmflow.build.artifact import Artifact
-    from tvmflow.data import load_data
-    from tvmflow.preprocess import from_manifest
+    from tvmflow.data import Preprocess, load_data
 
     manifest = Artifact.open(artifact).manifest
-    samples = load_data(data, manifest.inputs, from_manifest(manifest.preprocess))
+    steps = msgspec.convert(manifest.preprocess, Preprocess) if manifest.preprocess else None
+    samples = load_data(data, manifest.inputs, steps)
     reference = OnnxRuntime(Path(model), threads or 1, "fp32") if model is not None else None
     name = f"{reference.name} {reference.version} fp32" if reference else "reference"
     with open_session(artifact, board, threads) as (session, _):
@@ -180,8 +181,6 @@ def _layers(session: Any, manifest: Manifest, inputs: dict[str, np.ndarray], res
 
 
 def _write_bench_report(path: Path, result: BenchmarkResult, manifest: Manifest, size: int) -> None:
-    import msgspec
-
     from tvmflow.report.data import ReportData, Size
     from tvmflow.report.gather import add_benchmark, add_manifest
     from tvmflow.report.html import write_report

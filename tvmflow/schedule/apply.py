@@ -66,7 +66,7 @@ def schedule(model: Model, target: Target, lookup: Lookup = untuned) -> tuple[Mo
             name = kernel_name(spec)
             functions[spec, tile] = library.add_func(template.emit(spec, tile, name), name)
         function = functions[spec, tile]
-        kernels.append(ScheduledKernel(walk.name, str(function.name_hint), spec, template.name, tile, recorded is not None))
+        kernels.append(ScheduledKernel(str(walk.name), str(function.name_hint), spec, template.name, tile, recorded is not None))
         args = _pack(kernel_args(call), lambda consts: template.pack(spec, tile, consts))
         return relax.call_tir(function, relax.Tuple(args), relax.TensorType(spec.out_shape, spec.out_dtype))
 

@@ -1,0 +1,154 @@
+"""``tvmflow quantize``: calibrate a model, save its parameters, say what each layer loses and why."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmflow.flow.lower import Lowered, Quantization, Shapes, host_runner, lower, operators
+from tvmflow.target import get_target
+from tvmflow.trace import Progress, Trace, silent
+
+if TYPE_CHECKING:
+    from tvmflow.quantize.analysis import Advice, LayerError
+
+ANALYSED = 16
+"""Samples over which layer errors are measured."""
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """Where the parameters were written, and how good they are."""
+
+    out: Path
+    recipe: str
+    samples: int
+    lowered: Lowered
+    errors: tuple[LayerError, ...]
+    advice: tuple[Advice, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "out": str(self.out),
+            "recipe": self.recipe,
+            "samples": self.samples,
+            "operators": operators(self.lowered),
+            "output_sqnr_db": _finite(self.errors[-1].sqnr_db) if self.errors else None,
+            "layers": [{**asdict(e), "sqnr_db": _finite(e.sqnr_db)} for e in self.errors],
+            "advice": [asdict(a) for a in self.advice],
+            "notes": list(self.lowered.notes),
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def quantize(
+    model: Any,
+    calibration: str | Path,
+    recipe: str | Path = "int8",
+    *,
+    out: str | Path,
+    report: str | Path | None = None,
+    shapes: Shapes | None = None,
+    work_dir: str | Path = ".tvmflow",
+    progress: Progress = silent,
+) -> QuantizeResult:
+    """Calibrates ``model`` and writes its quantization parameters to ``out`` (JSON), for ``compile(params=...)``.
+
+    Parameters
+    ----------
+    calibration : data, see :mod:`tvmflow.data`
+    recipe : named recipe or TOML file
+    report : HTML file with the error of every layer and the range of every tensor
+
+    Raises TvmflowError, see :mod:`tvmflow.errors`.
+    """
+    from tvmflow.build.versions import versions
+    from tvmflow.quantize.qparams import Origin, save_qparams
+
+    native = get_target("native")
+    lowered = lower(
+        model, native, Trace(None, progress), quantize=recipe, calibration=calibration, shapes=shapes, work_dir=work_dir
+    )  # fmt: skip
+    found = lowered.quantization
+    assert found is not None and found.data is not None  # a recipe and data were given, so lower calibrated
+    path = Path(out)
+    origin = Origin(lowered.model.sha256, found.data.sha256, len(found.data), versions())
+    save_qparams(path, found.params, found.plan, found.recipe, origin)
+    errors, advice = analyse(lowered, progress)
+    if report is not None:
+        write_quantize_report(Path(report), lowered, errors, advice)
+    return QuantizeResult(path, found.recipe.name, len(found.data), lowered, errors, advice)
+
+
+def analyse(lowered: Lowered, progress: Progress = silent) -> tuple[tuple[LayerError, ...], tuple[Advice, ...]]:
+    """Error of every tensor of the quantized graph against the float graph, over the first calibration samples."""
+    from tvmflow.quantize.analysis import advise, layer_errors, tensors_of
+    from tvmflow.quantize.calibrate import with_outputs
+
+    found = lowered.quantization
+    assert found is not None and found.data is not None
+    inputs = [i.name for i in lowered.model.inputs]
+    pairs = tensor_pairs(lowered, found)
+    progress("layer errors", 0, 0)
+    wanted = [site for site, _ in pairs]
+    float_values = tensors_of(host_runner(with_outputs(lowered.floating.module, wanted)), inputs, wanted)
+    integer_values = tensors_of(host_runner(with_outputs(lowered.model.module, [name for _, name in pairs])), inputs, wanted)
+    samples = islice(iter(found.data), ANALYSED)
+    errors = layer_errors(float_values, integer_values, samples, found.params)
+    return errors, advise(errors, found.calibration, found.plan) if found.calibration else ()
+
+
+def tensor_pairs(lowered: Lowered, found: Quantization) -> Sequence[tuple[str, str]]:
+    """Sites of the plan with the variable of the realized graph that holds the same tensor.
+
+    A kernel is named after its layer, the site after the last operator that was fused into it.
+    """
+    from tvmflow.quantize.graph import view
+
+    present = view(lowered.model.module)
+    floating = view(lowered.floating.module)
+    pairs = []
+    for group in found.plan.groups:
+        name = next((n for n in (group.output, group.layer) if n in present.exprs), "")
+        if name and group.output in floating.exprs and group.output in found.params and present.shape(name) == floating.shape(group.output):
+            pairs.append((group.output, name))
+    return pairs
+
+
+def write_quantize_report(path: Path, lowered: Lowered, errors: Sequence[LayerError], advice: Sequence[Advice]) -> None:
+    """HTML report of a quantization: layer errors, ranges with histograms, float islands with reasons."""
+    from tvmflow.report import data as rd
+    from tvmflow.report.gather import coverage
+    from tvmflow.report.html import write_report
+
+    found = lowered.quantization
+    assert found is not None
+    ops = {g.output: g.op for g in found.plan.groups}
+    ranges = []
+    for site in found.plan.sites:
+        param, stats = found.params[site.id], found.stats.get(site.id)
+        counts = stats.counts if stats else ()
+        scale, channels = float(param.scale.max()), int(param.scale.size)
+        ranges.append(
+            rd.TensorRange(site.id, site.role, param.low, param.high, scale, param.zero_point, channels, counts, param.observer)
+        )
+    write_report(
+        path,
+        rd.ReportData(
+            title=f"{lowered.model.name}, quantized",
+            precision="int8",
+            created=datetime.datetime.now().isoformat(" ", "minutes"),
+            errors=tuple(rd.LayerError(e.layer, ops.get(e.layer, ""), _finite(e.sqnr_db)) for e in errors),
+            coverage=coverage(operators(lowered)),
+            ranges=tuple(ranges),
+            notes=(*lowered.notes, *(f"{a.layer}: {a.finding}; {a.remedy}" for a in advice)),
+        ),
+    )
