@@ -26,6 +26,13 @@ def test_run_and_benchmark(server: Any, tiny: Path, manifest_of: Any) -> None:
         assert session.run({"x": X})["y"].tolist() == (X + 1).tolist()
 
 
+def test_profile(server: Any, tiny: Path, manifest_of: Any) -> None:
+    with rpc.connect(server.board) as board, board.open(tiny, manifest_of("x86_64"), 1) as session:
+        kernels = session.profile({"x": X}, repeat=3)
+        assert [name for name, _ in kernels] == ["add", "multiply"] and all(ms > 0 for _, ms in kernels)
+        assert session.run({"x": X})["y"].tolist() == (X + 1).tolist()
+
+
 def test_two_sessions_in_a_row_and_leaked_references(server: Any, tiny: Path, manifest_of: Any) -> None:
     leaked = []
     for _ in range(2):

@@ -7,6 +7,7 @@ whatever TVM raises then becomes one BoardError that says what the board was ask
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import platform
 import re
@@ -32,6 +33,7 @@ from tvmflow.runtime.session import as_input
 CONNECT_SECONDS = 10.0
 RUN_SECONDS = 120.0
 """Longest silence of a board during one call of the model."""
+_PREPARED = "tvmflow.prepared"
 
 
 def connect(board: str | Board, timeout: float = CONNECT_SECONDS, registry: Path | None = None) -> RemoteBoard:
@@ -253,8 +255,6 @@ class RemoteBoard:
 
     def info(self) -> dict[str, Any]:
         """The board's facts as they are now, asked through the session."""
-        import json
-
         with self.call("tell about itself", CONNECT_SECONDS):
             return json.loads(str(self.rpc.get_function("tvmflow.board.info")()))
 
@@ -373,12 +373,22 @@ class RemoteSession:
 
     def benchmark(self, inputs: Mapping[str, Any], repeat: int = 10, number: int = 1) -> list[float]:
         """Seconds per call, measured on the board: ``repeat`` times the mean of ``number`` calls. Some calls go ahead untimed."""
+        self._prepare(inputs)
+        return timed(self._board, self._vm.module, _PREPARED, self._device, [], repeat, number)
+
+    def profile(self, inputs: Mapping[str, Any], repeat: int = 10) -> list[tuple[str, float]]:
+        """Kernels in execution order with their milliseconds on the board, the median over ``repeat`` runs."""
+        self._prepare(inputs)
+        with self._board.call("profile the model", RUN_SECONDS):
+            measure = self._board.rpc.get_function("tvmflow.board.profile")
+            return [(name, ms) for name, ms in json.loads(str(measure(self._vm.module, _PREPARED, self.manifest.device, repeat)))]
+
+    def _prepare(self, inputs: Mapping[str, Any]) -> None:
+        """Binds the inputs to a function that returns nothing: outputs would cross the network inside of the measured time."""
         arrays = self._ordered(inputs)
-        with self._board.call("benchmark the model", RUN_SECONDS):
+        with self._board.call("take the inputs", RUN_SECONDS):
             tensors = [self._board.tensor(a, self._device) for a in arrays]
-            # Without the output, which would cross the network inside of the measured time.
-            self._vm.save_function("main", "tvmflow.prepared", *tensors, include_return=False)
-        return timed(self._board, self._vm.module, "tvmflow.prepared", self._device, [], repeat, number)
+            self._vm.save_function("main", _PREPARED, *tensors, include_return=False)
 
     def _ordered(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
         if self._vm is None:

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from tvmflow.board.info import board_info
+from tvmflow.board.profile import profile
 from tvmflow.board.wire import GREETING, RPC_MAGIC, RPC_MISMATCH
 from tvmflow.runtime import cpu
 
@@ -340,6 +341,7 @@ def _register_functions() -> None:
     functions: dict[str, Callable[..., str | Any]] = {
         "tvm.rpc.server.workpath": upload_path,
         "tvm.rpc.server.load_module": lambda name: load_module(upload_path(name)),
+        "tvmflow.board.profile": profile,
         "tvmflow.board.use_device": use_device,
         "tvmflow.board.info": lambda: json.dumps(board_info()),
     }
