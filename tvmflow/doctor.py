@@ -180,9 +180,11 @@ def check_emulator() -> Check:
     for program in ("qemu-aarch64", "qemu-aarch64-static"):
         if path := shutil.which(program):
             return Check("emulator", True, path)
-    return Check(
-        "emulator", True, "no qemu-aarch64 on PATH; only for trying ARM artifacts without a board", "tools/emulated_board setup"
-    )
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    board = Path(os.environ.get("TVMFLOW_EMULATED_BOARD") or cache / "tvmflow" / "board-aarch64")
+    if board.is_dir():
+        return Check("emulator", True, f"emulated board at {board}")
+    return Check("emulator", True, "none; only for running ARM artifacts without a board", "tools/emulated_board setup")
 
 
 def check_cuda_compiler() -> Check:

@@ -149,7 +149,8 @@ def get_target(name: str) -> Target:
 
 
 def detect() -> Target:
-    """The named target nearest to this machine: the one that uses most of the features that this CPU has, and no other.
+    """The named target nearest to this machine: the widest vectors, then the most features, of those that need nothing
+    which this CPU lacks.
 
     It keeps the name, so that shipped tuning records apply, and takes its cores and cache sizes from the machine.
     Raises ConfigError on a machine that no target fits.
@@ -168,7 +169,10 @@ def detect() -> Target:
             remedy=f"name one with -t; features found: {' '.join(sorted(here)) or 'none'}",
         )
     board = cpu.board_model().lower().replace(" ", "-")
-    best = max(fitting, key=lambda t: (len(t.features), any(alias in board for alias in t.aliases), not t.board.user))
+    best = max(
+        fitting,
+        key=lambda t: (t.cpu.vector_bits, len(t.features), any(alias in board for alias in t.aliases), not t.board.user),
+    )
     found = cpu.cache_kib()
     sizes = {field: found[level] for field, level in (("l1d_kib", "1"), ("l2_kib", "2"), ("l3_kib", "3")) if found.get(level)}
     return msgspec.structs.replace(
