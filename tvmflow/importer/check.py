@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from tvmflow.errors import ImportMismatch, ModelError
-from tvmflow.importer.source import Feeds, Loaded, Reference, Tolerance
+from tvmflow.importer.source import Feeds, Framework, Loaded, Tolerance
 from tvmflow.model import TensorInfo
 
 LIMITS = (100, 10, 2, 1)
@@ -32,12 +32,10 @@ def random_feeds(inputs: Sequence[TensorInfo], seed: int, limit: int) -> dict[st
     return feeds
 
 
-def onnx_reference(model: onnx.ModelProto, path: Path | None) -> tuple[Reference, str, type[Exception] | tuple[type[Exception], ...]]:
-    """Runs an ONNX model with onnxruntime, or with ONNX's reference implementation where onnxruntime lacks a kernel.
-
-    Returns the runner, its name and version, and the exceptions by which it refuses inputs.
-    """
+def onnx_references(model: onnx.ModelProto, path: Path | None) -> Iterator[Framework]:
+    """onnxruntime, then ONNX's reference implementation for models that onnxruntime has no kernels for."""
     import onnxruntime as ort
+    from onnx.reference import ReferenceEvaluator
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     options = ort.SessionOptions()
@@ -45,20 +43,19 @@ def onnx_reference(model: onnx.ModelProto, path: Path | None) -> tuple[Reference
     options.intra_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     outputs = [value.name for value in model.graph.output]
-    refusals = (state.InvalidArgument, state.RuntimeException, state.Fail, state.EPFail, state.NotImplemented)
+    refusals = (state.InvalidArgument, state.RuntimeException, state.Fail, state.EPFail, state.NotImplemented, ValueError)
     try:
         source: Any = str(path) if path else model.SerializeToString()
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        return (lambda feeds: session.run(outputs, dict(feeds))), f"onnxruntime {ort.__version__}", refusals
-    except (*refusals, state.InvalidGraph, state.NoSuchFile, state.InvalidProtobuf) as e:
-        reason = str(e).splitlines()[0]
-    from onnx.reference import ReferenceEvaluator
-
+    except (*refusals, state.InvalidGraph, state.NoSuchFile, state.InvalidProtobuf):
+        session = None  # the second one has its say, and verify reports when both refuse
+    if session is not None:
+        yield Framework(lambda feeds: session.run(outputs, dict(feeds)), f"onnxruntime {ort.__version__}", refusals)
     try:
         evaluator = ReferenceEvaluator(model)
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as e:
-        raise ModelError(f"onnxruntime can't run the model: {reason}", remedy="--no-import-check imports it unchecked") from e
-    return (lambda feeds: evaluator.run(outputs, dict(feeds))), f"onnx.reference {onnx.__version__}", (Exception,)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        return
+    yield Framework(lambda feeds: evaluator.run(outputs, dict(feeds)), f"onnx.reference {onnx.__version__}", (Exception,))
 
 
 def run_module(module: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
@@ -133,27 +130,34 @@ def verify(loaded: Loaded, samples: Sequence[Feeds]) -> tuple[float, str]:
     Raises
     ------
     ImportMismatch : an output is off
-    ModelError : neither framework runs the model, or no random input suits it
+    ModelError : no framework runs the model on random inputs
     """
-    reference, against, refusals = loaded.reference()
-    trials = [(feeds, reference(feeds)) for feeds in samples]
-    trials += [random_trial(loaded.inputs, reference, refusals, seed) for seed in (0, 1)]
-    run = run_module(loaded.module)
-    worst = [
-        compare(run([feeds[i.name] for i in loaded.inputs]), want, loaded.outputs, loaded.tolerance, against) for feeds, want in trials
-    ]
-    return max(worst), against
+    reason = "no framework can run the model"
+    for framework in loaded.references():
+        try:
+            trials = [(feeds, framework.run(feeds)) for feeds in samples]
+            trials += [random_trial(loaded.inputs, framework, seed) for seed in (0, 1)]
+        except framework.refusals as e:
+            reason = f"{framework.name} says: {next(iter(str(e).splitlines()), type(e).__name__)}"
+            continue
+        run = run_module(loaded.module)
+        return max(
+            compare(run([feeds[i.name] for i in loaded.inputs]), want, loaded.outputs, loaded.tolerance, framework.name)
+            for feeds, want in trials
+        ), framework.name
+    raise ModelError(
+        f"the import can't be checked: {reason}", remedy="give real inputs with --calibrate, or import it unchecked with --no-import-check"
+    )
 
 
-def random_trial(inputs: Sequence[TensorInfo], reference: Reference, refusals: Any, seed: int) -> tuple[Feeds, Sequence[np.ndarray]]:
-    """Random inputs that the reference takes, with its outputs."""
-    for limit in LIMITS:
+def random_trial(inputs: Sequence[TensorInfo], framework: Framework, seed: int) -> tuple[Feeds, Sequence[np.ndarray]]:
+    """Random inputs that the framework takes, with its outputs."""
+    *first, last = LIMITS
+    for limit in first:
         feeds = random_feeds(inputs, seed, limit)
         try:
-            return feeds, reference(feeds)
-        except refusals as e:
-            reason = e
-    raise ModelError(
-        f"the import can't be checked on random inputs: {str(reason).splitlines()[0]}",
-        remedy="give real inputs with --calibrate, or --no-import-check",
-    )
+            return feeds, framework.run(feeds)
+        except framework.refusals:
+            continue  # most often an index out of range: smaller integers
+    feeds = random_feeds(inputs, seed, last)
+    return feeds, framework.run(feeds)

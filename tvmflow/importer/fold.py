@@ -51,7 +51,7 @@ def evaluate(node: onnx.NodeProto, graph: Graph) -> list[np.ndarray] | None:
     if not values or any(value is None for value in values) or keeps_quantized(node, graph):
         return None
     shape = graph.shape(node.output[0])
-    if shape is None or int(np.prod(shape)) > max(GROWTH_LIMIT, *(value.size for value in values if value is not None)):
+    if shape is not None and int(np.prod(shape)) > max(GROWTH_LIMIT, *(value.size for value in values if value is not None)):
         return None
     results = run_node(node, graph)
     return results if results is not None and all(type(value) is np.ndarray for value in results) else None

@@ -16,7 +16,7 @@ from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend as frontend
 
 from tvmflow.errors import ModelError, UnsupportedOperator
-from tvmflow.importer.check import onnx_reference
+from tvmflow.importer.check import onnx_references
 from tvmflow.importer.fold import fold
 from tvmflow.importer.graph import Graph, attributes, describe
 from tvmflow.importer.lower import LOWERED
@@ -30,10 +30,6 @@ from tvmflow.model import TensorInfo
 
 if TYPE_CHECKING:
     from tvmflow.importer.worker import Job
-
-ROUNDS = 64
-"""Bound on rounds of fold and rewrite; each changes the graph, and real models settle within five."""
-
 
 def read(path: Path) -> onnx.ModelProto:
     """The model of an ``.onnx`` file with its external data.
@@ -81,7 +77,7 @@ def from_model(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], sa
         info(graph.outputs, graph),
         notes,
         tolerance(graph),
-        lambda: onnx_reference(original, path),
+        lambda: onnx_references(original, path),
     )
 
 
@@ -110,14 +106,11 @@ def prepare(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> tu
     notes: dict[str, None] = {}
     try:
         graph = Graph(model)
-        for _ in range(ROUNDS):
-            changed = fold(graph)
-            changed = rewrite(graph, notes) or changed
+        while fold(graph) or rewrite(graph, notes):
             graph.prune()
-            if not changed:
-                break
             graph.sort()
             graph.infer()
+        graph.prune()
     except onnx.shape_inference.InferenceError as e:
         raise ModelError(f"its shapes don't fit: {str(e).splitlines()[0]}", remedy="check --shape, and the model with onnx.checker") from e
     reject(graph)
@@ -125,22 +118,30 @@ def prepare(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> tu
 
 
 def rewrite(graph: Graph, notes: dict[str, None]) -> bool:
-    """Applies the first rule that fits to each node; True when something changed."""
-    changed = False
-    before, graph.nodes = graph.nodes, []
-    for index, node in enumerate(before):
-        graph.nodes = before  # what rules see
-        for rule in RULES:
-            made = rule.apply(node, graph) if node.op_type in rule.operators and node.domain in rule.domains else None
-            if made is None:
-                continue
-            if rule.note:
-                notes[f"{describe(node)}: {rule.note}"] = None
-            before = [*before[:index], *made, *before[index + 1 :]]
-            graph.nodes = before
-            return True
-    graph.nodes = before
+    """Applies the first rule that fits to each node, once through the graph; True when something changed."""
+    changed, index = False, 0
+    while index < len(graph.nodes):
+        node = graph.nodes[index]
+        made, note = replacement(node, graph)
+        if made is None:
+            index += 1
+            continue
+        if note:
+            notes[f"{describe(node)}: {note}"] = None
+        graph.nodes[index : index + 1] = made
+        index += len(made)
+        changed = True
     return changed
+
+
+def replacement(node: onnx.NodeProto, graph: Graph) -> tuple[list[onnx.NodeProto] | None, str]:
+    """What the first rule that fits makes of a node, and the rule's note; None when none fits."""
+    for rule in RULES:
+        if node.op_type in rule.operators and node.domain in rule.domains:
+            made = rule.apply(node, graph)
+            if made is not None:
+                return made, rule.note
+    return None, ""
 
 
 def info(values: list[onnx.ValueInfoProto], graph: Graph) -> tuple[TensorInfo, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from tvm import IRModule
 
 Feeds = Mapping[str, np.ndarray]
-Reference = Callable[[Feeds], Sequence[np.ndarray]]
-"""Runs the original model: inputs by name to outputs in order."""
-
 Say = Callable[[str], None]
 """Told what is being worked on, so that a crash of native code can be blamed on a node."""
 
@@ -38,12 +35,21 @@ QUANTIZED = Tolerance(noise=0.05, steps=1)
 
 
 @dataclass(frozen=True)
+class Framework:
+    """Something else that runs the original model: inputs by name to outputs in order; by ``refusals`` it rejects inputs."""
+
+    run: Callable[[Feeds], Sequence[np.ndarray]]
+    name: str
+    refusals: tuple[type[Exception], ...]
+
+
+@dataclass(frozen=True)
 class Loaded:
-    """An imported module before its check. ``reference()`` starts the original framework: runner, its name, its refusals."""
+    """An imported module before its check. ``references()`` starts frameworks to check it with, the best first."""
 
     module: IRModule
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     notes: tuple[str, ...]
     tolerance: Tolerance
-    reference: Callable[[], tuple[Reference, str, Any]]
+    references: Callable[[], Iterable[Framework]]

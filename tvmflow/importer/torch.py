@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmflow.errors import MissingTool, ModelError, UnsupportedOperator, UsageError
-from tvmflow.importer.source import EXACT_ARITHMETIC, HALF, QUANTIZED, Loaded, Reference, Say
+from tvmflow.importer.source import EXACT_ARITHMETIC, HALF, QUANTIZED, Framework, Loaded, Say
 from tvmflow.model import TensorInfo
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def from_program(program: ExportedProgram, say: Say) -> Loaded:
         TensorInfo(info.name, info.shape, info.dtype) for info in tensor_infos(program, program.graph_signature.user_outputs)
     )
     tolerance = QUANTIZED if quantized else HALF if half else EXACT_ARITHMETIC
-    return Loaded(module, inputs, outputs, (), tolerance, lambda: reference(program, inputs))
+    return Loaded(module, inputs, outputs, (), tolerance, lambda: [reference(program, inputs)])
 
 
 def tensor_infos(program: ExportedProgram, names: Sequence[Any]) -> tuple[TensorInfo, ...]:
@@ -167,8 +167,8 @@ def describe(node: Any) -> str:
     return f"node {node.name!r} ({node.target})"
 
 
-def reference(program: ExportedProgram, inputs: Sequence[TensorInfo]) -> tuple[Reference, str, Any]:
-    """Runs the program with torch: runner, its name and version, the exceptions by which it refuses inputs."""
+def reference(program: ExportedProgram, inputs: Sequence[TensorInfo]) -> Framework:
+    """The program, run by torch."""
     from torch.utils import _pytree as pytree
 
     module = program.module()
@@ -179,7 +179,7 @@ def reference(program: ExportedProgram, inputs: Sequence[TensorInfo]) -> tuple[R
         with torch.no_grad():
             return [value.numpy() for value in pytree.tree_leaves(module(*args, **kwargs))]
 
-    return run, f"torch {torch.__version__}", (RuntimeError, IndexError)
+    return Framework(run, f"torch {torch.__version__}", (RuntimeError, IndexError))
 
 
 def first_line(error: BaseException) -> str:
