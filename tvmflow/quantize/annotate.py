@@ -1,7 +1,7 @@
 """annotate: from an optimized float graph and a recipe to a Plan, the first of the three steps of quantization.
 
-Nothing is rewritten here. The plan says which bindings become one integer kernel, which stay float and why, and which tensors need
-parameters; calibrate finds those and realize performs the plan.
+Nothing is rewritten here. The plan says which bindings become one integer kernel, which stay float and why, and which tensors
+need parameters; calibrate finds those and realize performs the plan.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Veto = Callable[[Graph, Group], str]
 def annotate(model: Model, recipe: Recipe) -> Plan:
     """Plan of ``model``, an optimized module (NHWC convolutions, constants folded).
 
-    A layer stays float when ``recipe.config_for(op, layer)`` is None, when no integer kernel computes it exactly enough, or when it
-    lies between float layers; the reason stands in its group.
+    A layer stays float when ``recipe.config_for(op, layer)`` is None, when no integer kernel computes it exactly enough, or
+    when it lies between float layers; the reason stands in its group.
     """
     graph = view(model.module)
     groups = group_bindings(graph, lambda _, group: "" if recipe.config_for(group.op, group.layer) else "skipped by the recipe")
@@ -52,7 +52,7 @@ def group_bindings(graph: Graph, veto: Veto, pinned: Set[str] = frozenset()) -> 
 
 def weight_axis(graph: Graph, group: Group) -> int:
     """Axis of the output channels in the weight of a group: the first of OHWI, the last of a dense layer's ``[K, N]``."""
-    return 0 if group.op != "dense" else len(shape_of(graph.exprs[group.layer].args[1])) - 1
+    return 0 if group.op != "dense" else len(shape_of(graph.exprs[group.bindings[0]].args[1])) - 1
 
 
 def _axis(graph: Graph, group: Group, recipe: Recipe) -> int | None:

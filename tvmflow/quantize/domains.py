@@ -6,8 +6,8 @@ Convolutions, dense layers and matrix products are worth a quantize in front of 
 - *combining* groups (add, mul, concat) do when all operands come from integers, or when an integer layer reads the result;
 - *movement* does when its operand is an integer already, or when an integer layer reads the result.
 
-A graph input counts as integers: it is quantized once. A convolution, dense layer or product that no integer layer reads writes float32
-itself, without rounding to eight bits first. Three passes over the groups, forward, backward, forward; nothing is iterated.
+A graph input counts as integers: it is quantized once. A convolution, dense layer or product that no integer layer reads writes
+float32 itself, without rounding to eight bits first. Three passes over the groups, forward, backward, forward; nothing is iterated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def resolve(graph: Graph, groups: Sequence[Group], pinned: Set[str]) -> tuple[tu
     resolved = []
     for group in groups:
         if group.integer and not _stays_integer(group, from_integers, wanted, integers):
-            group = replace(group, integer=False, reason=MOVES_FLOAT if group.op in MOVING else "its operands are computed in float32")
+            group = replace(
+                group, integer=False, reason=MOVES_FLOAT if group.op in MOVING else "its operands are computed in float32"
+            )
         if group.integer:
             integers.update(group.inputs)
             if group.output in wanted or not writes_float(graph, group):
@@ -84,7 +86,7 @@ def sites_of(graph: Graph, groups: Sequence[Group], integers: Set[str], weight_a
     sites = [Site(p, "input", graph.shape(p), like=like.get(p, "")) for p in graph.params if p in integers]
     for group in groups:
         if group.integer and group.weight:
-            weight = graph.exprs[group.layer].args[1]
+            weight = graph.exprs[group.bindings[0]].args[1]
             sites.append(Site(group.weight, "weight", tuple(int(d) for d in weight.ty.shape), weight_axes[group.weight]))
         if group.output in integers and graph.dtype(group.output):
             sites.append(Site(group.output, "activation", graph.shape(group.output), like=like.get(group.output, "")))

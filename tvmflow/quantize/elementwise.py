@@ -48,7 +48,7 @@ FUNCTIONS: dict[str, Callable[..., Values]] = {
 
 
 def is_elementwise(graph: Graph, name: str) -> bool:
-    """Whether the binding is a function of :data:`FUNCTIONS` whose constants have one element and whose result has its tensors' shape."""
+    """Whether the binding is one of :data:`FUNCTIONS` on tensors of its own shape and constants of one element."""
     expr, op = graph.exprs[name], op_of(graph.exprs[name])
     if op not in FUNCTIONS or graph.dtype(name) != "float32":
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,13 +43,13 @@ class Graph:
 def view(module: tvm.IRModule) -> Graph:
     """The graph of ``module["main"]``. Raises InternalError when two bindings have one name: everything below speaks in names."""
     function = module["main"]
-    params = tuple(p.name for p in function.params)
-    variables = {p.name: p for p in function.params}
+    params = tuple(str(p.name) for p in function.params)
+    variables = {str(p.name): p for p in function.params}
     exprs: dict[str, relax.Expr] = {}
     readers: dict[str, list[str]] = {p: [] for p in params}
     for block in function.body.blocks:
         for binding in block.bindings:
-            name = binding.var.name
+            name = str(binding.var.name)
             if name in variables:
                 raise InternalError("two tensors of the graph have the same name", where=name)
             exprs[name], variables[name], readers[name] = binding.value, binding.var, []
@@ -63,7 +63,7 @@ def view(module: tvm.IRModule) -> Graph:
 def read_by(expr: relax.Expr) -> Iterator[str]:
     """Names of the variables that an expression reads, in order, with repetitions."""
     if isinstance(expr, relax.Var):
-        yield expr.name
+        yield str(expr.name)
     elif isinstance(expr, relax.Tuple):
         for field in expr.fields:
             yield from read_by(field)
@@ -72,6 +72,19 @@ def read_by(expr: relax.Expr) -> Iterator[str]:
     elif isinstance(expr, relax.Call):
         for arg in expr.args:
             yield from read_by(arg)
+
+
+def rebuild(expr: relax.Expr, replace: Callable[[relax.Var], relax.Expr]) -> relax.Expr:
+    """``expr`` with every variable replaced; its type is to be inferred anew."""
+    if isinstance(expr, relax.Var):
+        return replace(expr)
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([rebuild(field, replace) for field in expr.fields])
+    if isinstance(expr, relax.TupleGetItem):
+        return relax.TupleGetItem(rebuild(expr.tuple_value, replace), expr.index)
+    if isinstance(expr, relax.Call):
+        return relax.Call(expr.op, [rebuild(arg, replace) for arg in expr.args], expr.attrs, expr.ty_args)
+    return expr
 
 
 def op_of(expr: relax.Expr) -> str:

@@ -6,7 +6,7 @@ none of its business. A rule never fuses across a tensor of ``pinned``: those mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from math import prod
 
 import numpy as np
@@ -35,6 +35,12 @@ def float_group(graph: Graph, name: str, reason: str, op: str = "") -> Group:
     return Group(name, op or op_of(graph.exprs[name]), (name,), sources, name, integer=False, reason=reason)
 
 
+def layer_name(bindings: Sequence[str]) -> str:
+    """Name of the user's layer that the first binding is a part of: the importer calls the parts of ``conv`` ``conv/1``, ``conv``."""
+    whole, _, part = bindings[0].rpartition("/")
+    return whole if part.isdigit() and whole in bindings else bindings[0]
+
+
 def clamp_of(graph: Graph, name: str) -> tuple[float, float] | None:
     """Bounds of a ReLU or clip binding, None for every other one."""
     expr, op = graph.exprs[name], op_of(graph.exprs[name])
@@ -61,9 +67,9 @@ def split_constant(graph: Graph, name: str) -> tuple[str, relax.Expr, bool] | No
         return None
     a, b = expr.args
     if isinstance(a, relax.Var) and constant_of(b) is not None:
-        return a.name, b, False
+        return str(a.name), b, False
     if isinstance(b, relax.Var) and constant_of(a) is not None:
-        return b.name, a, True
+        return str(b.name), a, True
     return None
 
 
@@ -119,7 +125,8 @@ def conv2d(graph: Graph, name: str, pinned: Set[str]) -> Group | None:
     groups = int(call.attrs.groups)
     op = "depthwise" if groups > 1 and groups == weight.shape[0] and weight.shape[3] == 1 else "conv2d"
     bindings = _with_bias_and_clamp(graph, name, pinned)
-    return Group(name, op, bindings, (call.args[0].name,), bindings[-1], weight=f"{name}:weight")
+    layer = layer_name(bindings)
+    return Group(layer, op, bindings, (str(call.args[0].name),), bindings[-1], weight=f"{layer}:weight")
 
 
 def matmul(graph: Graph, name: str, pinned: Set[str]) -> Group | None:
@@ -142,10 +149,11 @@ def matmul(graph: Graph, name: str, pinned: Set[str]) -> Group | None:
         if prod(b_shape[:-2]) != 1 or len(b_shape) > len(a_shape):
             return float_group(graph, name, "the constant operand has a batch")
         bindings = _with_bias_and_clamp(graph, name, pinned)
-        return Group(name, "dense", bindings, (a.name,), bindings[-1], weight=f"{name}:weight")
+        layer = layer_name(bindings)
+        return Group(layer, "dense", bindings, (str(a.name),), bindings[-1], weight=f"{layer}:weight")
     after = _next(graph, name, pinned)
     bindings = (name, after) if after and scale_of(graph, after) is not None else (name,)
-    return Group(name, "matmul", bindings, (a.name, b.name), bindings[-1])
+    return Group(layer_name(bindings), "matmul", bindings, (str(a.name), str(b.name)), bindings[-1])
 
 
 def lookup(graph: Graph, name: str, pinned: Set[str]) -> Group | None:
@@ -205,7 +213,7 @@ def scale_shift(graph: Graph, name: str, pinned: Set[str]) -> Group | None:
         return None
     source, _, _ = split_constant(graph, name) or ("", None, False)
     bindings = tuple(_with_clamp(graph, chain, pinned))
-    return Group(name, "scale_shift", bindings, (source,), bindings[-1])
+    return Group(layer_name(bindings), "scale_shift", bindings, (source,), bindings[-1])
 
 
 def _is_channelwise(graph: Graph, name: str) -> bool:
@@ -225,7 +233,7 @@ def binary(graph: Graph, name: str, pinned: Set[str]) -> Group | None:
         return float_group(graph, name, f"computes in {graph.dtype(name)}")
     bindings = tuple(_with_clamp(graph, [name], pinned))
     sources = tuple(dict.fromkeys(read_by(graph.exprs[name])))
-    return Group(name, "mul" if op == "multiply" else "add", bindings, sources, bindings[-1])
+    return Group(layer_name(bindings), "mul" if op == "multiply" else "add", bindings, sources, bindings[-1])
 
 
 def pool(graph: Graph, name: str, pinned: Set[str]) -> Group | None:

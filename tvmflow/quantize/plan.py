@@ -1,4 +1,4 @@
-"""What annotate decides and realize performs: sites (tensors that may be quantized) and groups (bindings that become one kernel)."""
+"""What annotate decides and realize performs: sites (tensors that may be quantized), groups (bindings that become one kernel)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class Group:
     """Bindings that become one integer kernel, or stay float for ``reason``."""
 
     layer: str
-    """Original layer name: that of the anchor (the convolution of conv + bias + relu)."""
+    """Original layer name: that of the first binding (the convolution of conv + bias + relu), of the last one for a table."""
     op: str
-    """conv2d, depthwise, dense, matmul, add, mul, max_pool, avg_pool, mean, lookup, concat, reshape, transpose, slice, pad, resize, ..."""
+    """A key of realize's table: conv2d, depthwise, dense, matmul, scale_shift, add, mul, concat, max_pool, avg_pool, mean, lookup,
+    reshape, transpose, slice, pad, resize, split, ...; of a float layer, the Relax operator."""
     bindings: tuple[str, ...]
     """Variable names in program order."""
     inputs: tuple[str, ...]

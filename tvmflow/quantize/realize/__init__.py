@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm import IRModule, relax
+from tvm import relax
 
 from tvmflow.model import Model
 from tvmflow.quantize.domains import MOVES_FLOAT, MOVING
-from tvmflow.quantize.graph import Graph, view
+from tvmflow.quantize.graph import Graph, rebuild, view
 from tvmflow.quantize.plan import Group, Plan
 from tvmflow.quantize.qparams import QParams
 from tvmflow.quantize.realize import combine, local, moves, products
@@ -69,13 +69,9 @@ def realize(model: Model, plan: Plan, params: QParams, storage: str) -> tuple[Mo
     held: dict[str, Pending] = {}
     arguments = [relax.Var(v.name, v.ty) for v in model.module["main"].params]
     e.floats.update({v.name: v for v in arguments})
-    with e.bb.function("main", arguments, attrs=dict(model.module["main"].attrs or {})):
-        with e.bb.dataflow():
-            for group in plan.groups:
-                _realize_group(e, group, residuals, held)
-            returned = e.bb.emit_output(_in_float(e, model.module["main"].body.body))
-        e.bb.emit_func_output(returned)
-    module = relax.transform.DeadCodeElimination()(relax.transform.CanonicalizeBindings()(_with_globals(e.bb.get(), model.module)))
+    for group in plan.groups:
+        _realize_group(e, group, residuals, held)
+    module = e.finish(model.module, arguments, rebuild(model.module["main"].body.body, lambda var: e.float(var.name)))
     return model.then("realize", module), _coverage(plan, e.boundaries)
 
 
@@ -83,7 +79,7 @@ def _realize_group(e: Emitter, group: Group, residuals: dict[str, str], held: di
     """One group: kept in float, held for the add that follows, joined with the convolution held for it, or emitted."""
     if not group.integer:
         for name in group.bindings:
-            e.floats[name] = e.emit(name, _in_float(e, e.graph.exprs[name]))
+            e.floats[name] = e.emit(name, rebuild(e.graph.exprs[name], lambda var: e.float(var.name)))
     elif group.output in residuals.values():
         convolution = next(c for c, add in residuals.items() if add == group.output)
         combine.add_to_convolution(e, group, convolution, held.pop(convolution))
@@ -112,27 +108,6 @@ def _residual_adds(graph: Graph, plan: Plan, e: Emitter) -> dict[str, str]:
         if able:
             residuals[max(able, key=writer.__getitem__)] = group.output
     return residuals
-
-
-def _in_float(e: Emitter, expr: relax.Expr) -> relax.Expr:
-    """``expr`` on the float forms of what it reads."""
-    if isinstance(expr, relax.Var):
-        return e.float(expr.name)
-    if isinstance(expr, relax.Tuple):
-        return relax.Tuple([_in_float(e, field) for field in expr.fields])
-    if isinstance(expr, relax.TupleGetItem):
-        return relax.TupleGetItem(_in_float(e, expr.tuple_value), expr.index)
-    if isinstance(expr, relax.Call):
-        return relax.Call(expr.op, [_in_float(e, arg) for arg in expr.args], expr.attrs, expr.ty_args)
-    return expr
-
-
-def _with_globals(built: IRModule, original: IRModule) -> IRModule:
-    """``built`` with the other functions of the original module, which float islands may call."""
-    for variable, function in original.functions_items():
-        if variable.name_hint != "main":
-            built[variable] = function
-    return built.with_attrs(original.attrs) if original.attrs else built
 
 
 def _coverage(plan: Plan, boundaries: int) -> Coverage:

@@ -29,7 +29,7 @@ def add(e: Emitter, group: Group) -> None:
 
 def add_to_convolution(e: Emitter, group: Group, convolution: str, pending: Pending) -> None:
     """The same sum in the epilogue of the convolution that writes one of the operands, the tensor named ``convolution``."""
-    first, second = (v.name for v in e.graph.exprs[group.layer].args)
+    first, second = (v.name for v in e.graph.exprs[group.bindings[0]].args)
     other, signs = (second, (1.0, _sign(e, group))) if convolution == first else (first, (_sign(e, group), 1.0))
     value, b_param = e.integer(other)
     y = e.param(group.output)
@@ -42,7 +42,9 @@ def mul(e: Emitter, group: Group) -> None:
     """``a * b``."""
     (a, a_param), (b, b_param) = _operands(e, group)
     y = e.param(group.output)
-    multiplier = np.float64(np.float32(a_param.scale[0])) * np.float64(np.float32(b_param.scale[0])) / np.float64(np.float32(y.scale[0]))
+    multiplier = (
+        np.float64(np.float32(a_param.scale[0])) * np.float64(np.float32(b_param.scale[0])) / np.float64(np.float32(y.scale[0]))
+    )
     quant = ints(e.zero(a_param), e.zero(b_param), e.zero(y), *_bounds(e, group, y))
     spec = ks.Binary("mul", shape_of(a), shape_of(b), e.storage, e.storage)
     value = e.kernel(group.layer, spec, (a, b, floats([multiplier]), quant))
@@ -51,7 +53,7 @@ def mul(e: Emitter, group: Group) -> None:
 
 def concat(e: Emitter, group: Group) -> None:
     """Operands with the parameters of the result, then a copy."""
-    call = e.graph.exprs[group.layer]
+    call = e.graph.exprs[group.bindings[0]]
     y = e.param(group.output)
     operands = {name: e.integer_as(name, y) for name in group.inputs}
     fields = [operands[v.name] for v in call.args[0].fields]
@@ -87,7 +89,7 @@ def _span(param: QParam) -> int:
 
 
 def _sign(e: Emitter, group: Group) -> float:
-    return -1.0 if op_of(e.graph.exprs[group.layer]) == "subtract" else 1.0
+    return -1.0 if op_of(e.graph.exprs[group.bindings[0]]) == "subtract" else 1.0
 
 
 def _bounds(e: Emitter, group: Group, y: QParam) -> tuple[int, int]:
@@ -96,7 +98,7 @@ def _bounds(e: Emitter, group: Group, y: QParam) -> tuple[int, int]:
 
 def _operands(e: Emitter, group: Group) -> list[tuple[relax.Expr, QParam]]:
     """Both operands as integers, of equal rank."""
-    args = e.graph.exprs[group.layer].args
+    args = e.graph.exprs[group.bindings[0]].args
     pairs = [e.integer(v.name) if isinstance(v, relax.Var) else e.constant(v) for v in args]
     rank = max(len(shape_of(v)) for v, _ in pairs)
     return [(e.reshape(v, (1,) * (rank - len(shape_of(v))) + shape_of(v)), param) for v, param in pairs]

@@ -24,13 +24,13 @@ def avg_pool(e: Emitter, group: Group) -> None:
     """Average of the elements inside the image, or of all of them with ``count_include_pad``."""
     spec = _window(e, group, "avg")
     area = spec.kh * spec.kw
-    counts = np.full(area + 1, area) if e.graph.exprs[group.layer].attrs.count_include_pad else np.arange(area + 1)
+    counts = np.full(area + 1, area) if e.graph.exprs[group.bindings[0]].attrs.count_include_pad else np.arange(area + 1)
     _average(e, group, spec, e.integer(group.inputs[0])[0], counts)
 
 
 def mean(e: Emitter, group: Group) -> None:
     """Mean or sum over neighbouring axes: a window over all of them."""
-    call = e.graph.exprs[group.layer]
+    call = e.graph.exprs[group.bindings[0]]
     shape = e.graph.shape(group.inputs[0])
     axes = (1, 2) if op_of(call) == "adaptive_avg_pool2d" else axes_of(call.attrs.axis, len(shape))
     if len(shape) == 4 and axes == (1, 2):
@@ -64,7 +64,7 @@ def _average(e: Emitter, group: Group, spec: ks.Pool2d, value: relax.Expr, count
 
 def _window(e: Emitter, group: Group, fn: str) -> ks.Pool2d:
     """Signature of a pooling layer; ceil_mode becomes padding at the bottom and the right, which never counts as inside."""
-    attrs = e.graph.exprs[group.layer].attrs
+    attrs = e.graph.exprs[group.bindings[0]].attrs
     n, h, w, c = e.graph.shape(group.inputs[0])
     _, oh, ow, _ = e.graph.shape(group.output)
     kh, kw = (int(v) for v in attrs.pool_size)

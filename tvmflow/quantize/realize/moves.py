@@ -15,7 +15,7 @@ TO_CHANNELS_LAST = [0, 2, 3, 1]
 
 def move(e: Emitter, group: Group) -> None:
     """Parameters pass through; a channels-last transpose of a float input is part of its Quantize kernel."""
-    source, expr = group.inputs[0], e.graph.exprs[group.layer]
+    source, expr = group.inputs[0], e.graph.exprs[group.bindings[0]]
     op = op_of(expr)
     if op == "permute_dims" and source not in e.integers and source in e.graph.params and _axes(expr) == TO_CHANNELS_LAST:
         param = e.param(source)

@@ -44,7 +44,7 @@ class Pending:
 
 def conv2d(e: Emitter, group: Group, hold: bool = False) -> Pending | None:
     """Convolution, grouped or depthwise."""
-    call = e.graph.exprs[group.layer]
+    call = e.graph.exprs[group.bindings[0]]
     n, h, w, ic = e.graph.shape(group.inputs[0])
     weight = constant_of(call.args[1])
     assert weight is not None  # annotate checks
@@ -58,7 +58,7 @@ def conv2d(e: Emitter, group: Group, hold: bool = False) -> Pending | None:
 
 def dense(e: Emitter, group: Group, hold: bool = False) -> Pending | None:
     """Product with a constant matrix ``[K, N]``: a 1x1 convolution over the rows."""
-    weight = constant_of(e.graph.exprs[group.layer].args[1])
+    weight = constant_of(e.graph.exprs[group.bindings[0]].args[1])
     assert weight is not None  # annotate checks
     k, n = weight.shape[-2:]
     spec = ks.Conv2d(1, 1, prod(e.graph.shape(group.inputs[0])[:-1]), k, n)
@@ -122,7 +122,9 @@ def _linear(e: Emitter, group: Group, layer: Linear, hold: bool = False) -> Pend
     return None
 
 
-def finish(e: Emitter, pending: Pending, shape: tuple[int, ...], residual: tuple[relax.Expr, tuple[int, ...]] | None = None) -> relax.Expr:
+def finish(
+    e: Emitter, pending: Pending, shape: tuple[int, ...], residual: tuple[relax.Expr, tuple[int, ...]] | None = None
+) -> relax.Expr:
     """Emits a held convolution, with the residual tensor and the arguments of the add when there is one."""
     spec, quant, args = pending.spec, pending.quant, pending.args
     if residual is None:
@@ -135,8 +137,8 @@ def finish(e: Emitter, pending: Pending, shape: tuple[int, ...], residual: tuple
 def quantize_weights(layer: Linear, x: QParam) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights int8, bias int32 and the scale per channel that was used.
 
-    A channel of tiny weights gives its bias a scale so fine that the bias leaves int32 (microsoft/onnxruntime#11415); its scale is
-    raised until bias and products fit together.
+    A channel of tiny weights gives its bias a scale so fine that the bias leaves int32 (microsoft/onnxruntime#11415); its
+    scale is raised until bias and products fit together.
     """
     channels = layer.spec.oc
     weight = layer.weight.reshape(channels, -1).astype(np.float32)
@@ -152,9 +154,11 @@ def quantize_weights(layer: Linear, x: QParam) -> tuple[np.ndarray, np.ndarray, 
 
 def matmul(e: Emitter, group: Group) -> None:
     """Product of two activations, batches first, with a scalar factor folded into the multiplier."""
-    (a, a_param), (b, b_param) = (e.integer(name) for name in _operands(e.graph, group.layer))
+    (a, a_param), (b, b_param) = (e.integer(name) for name in _operands(e.graph, group.bindings[0]))
     factor = scale_of(e.graph, group.bindings[-1]) if len(group.bindings) > 1 else None
-    real = np.float64(np.float32(a_param.scale[0])) * np.float64(np.float32(b_param.scale[0])) * (1.0 if factor is None else factor)
+    real = (
+        np.float64(np.float32(a_param.scale[0])) * np.float64(np.float32(b_param.scale[0])) * (1.0 if factor is None else factor)
+    )
     batch, rows = _batch(a, b)
     k, n = b.ty.shape[-2:]
     y = e.storage if e.is_site(group.output) else "float32"
