@@ -14,6 +14,7 @@ from tvmflow.errors import EnvironmentProblem, MissingTool
 from tvmflow.report import html
 from tvmflow.report.data import (
     Accuracy,
+    Advice,
     Coverage,
     Device,
     Entry,
@@ -44,6 +45,7 @@ FULL = ReportData(
     ),
     layers=(LayerCost("/a/Conv", "conv2d", 0.08, 0.01, 0.6), LayerCost("/b/Slice", "slice", 0.02)),
     errors=(LayerError("/a/Conv", "conv2d", 35.0), LayerError("/noisy", "add", 12.0), LayerError("/exact", "slice", None)),
+    advice=(Advice("/noisy", "SQNR falls by 9 dB", 'layer = "/noisy", skip = true'),),
     coverage=Coverage(98, 2, 3, (Island("/softmax", "softmax", "no integer form keeps its accuracy"),)),
     ranges=(TensorRange("/a/Conv", "output", -1.0, 6.0, 0.0275, -92, 1, (1, 5, 9, 2), "minmax"),),
     stages=(("import", 0.5), ("build", 3.0)),
@@ -110,6 +112,7 @@ def test_every_part_is_shown() -> None:
         "Accuracy",
         "Size",
         "Coverage",
+        "Advice",
         "Time of each layer",
         "Ranges",
         "Compile time",
@@ -181,6 +184,22 @@ def test_layers_are_ranked_and_weak_ones_marked() -> None:
 
 def test_layers_without_any_noise_still_plot() -> None:
     parse(render(ReportData("exact", errors=(LayerError("/a", "add", None), LayerError("/b", "add", None)))))
+
+
+def test_values_off_the_grid_are_marked() -> None:
+    wide = TensorRange("/wide", "output", -10.0, 10.0, 10 / 255, -128, 1, (5, 0, 0, 15), "percentile")
+    assert wide.inside == (False, False, True, True) and wide.clipped == 0.25
+    page = render(ReportData("clipped", ranges=(wide,)))
+    assert page.count('class="cut"') == 1 and ">25 %<" in page
+    assert 'class="cut"' not in render(FULL)
+    assert TensorRange("/w", "weight", 0.0, 1.0, 0.1).clipped is None
+
+
+def test_outliers_are_counted_at_the_edge() -> None:
+    usual = tuple(1 + i / 100 for i in range(50))
+    page = render(ReportData("busy", latency=(Runs("a", (*usual, 40.0, 50.0), ours=True),)))
+    assert "2 slower runs are beyond the edge" in page
+    assert "beyond the edge" not in render(ReportData("quiet", latency=(Runs("a", usual, ours=True),)))
 
 
 def test_what_does_not_fit_is_counted() -> None:

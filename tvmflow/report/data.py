@@ -103,10 +103,37 @@ class TensorRange:
     scale: float
     """Of a tensor with one scale for each channel: the largest."""
     zero_point: int = 0
+    """Of int8 codes, -128 to 127."""
     channels: int = 1
     counts: tuple[int, ...] = ()
     """Histogram over ``[low, high]`` in equal bins."""
     observer: str = ""
+
+    @property
+    def inside(self) -> tuple[bool, ...]:
+        """For each bin: its middle lies on the grid of int8 codes, or within half a step of it."""
+        if not self.counts:
+            return ()
+        step = (self.high - self.low) / len(self.counts)
+        bottom, top = self.scale * (-128.5 - self.zero_point), self.scale * (127.5 - self.zero_point)
+        return tuple(bottom <= self.low + (i + 0.5) * step <= top for i in range(len(self.counts)))
+
+    @property
+    def clipped(self) -> float | None:
+        """Share of the observed values that saturate, 0 to 1, as exactly as the bins tell; None without a histogram."""
+        total = sum(self.counts)
+        if not total:
+            return None
+        return sum(count for count, kept in zip(self.counts, self.inside, strict=True) if not kept) / total
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to change in the recipe for one layer."""
+
+    layer: str
+    finding: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -138,6 +165,7 @@ class ReportData:
     latency: tuple[Runs, ...] = ()
     layers: tuple[LayerCost, ...] = ()
     errors: tuple[LayerError, ...] = ()
+    advice: tuple[Advice, ...] = ()
     coverage: Coverage | None = None
     ranges: tuple[TensorRange, ...] = ()
     stages: tuple[tuple[str, float], ...] = ()

@@ -66,6 +66,8 @@ class RangeRow:
     zero_point: int
     channels: int
     observer: str
+    clipped: str
+    """Share of values that saturate."""
     histogram: str
 
 
@@ -132,7 +134,7 @@ def figures(data: ReportData) -> list[Figure]:
             found.append(Figure(tables.percent(last.top1), f"top-1, {last.name}"))
         if last.sqnr_db is not None:
             found.append(Figure(f"{last.sqnr_db:.1f} dB", "signal to quantization noise"))
-    if data.coverage and data.coverage.integer + data.coverage.float:
+    if data.coverage and data.coverage.integer:
         share = data.coverage.integer / (data.coverage.integer + data.coverage.float)
         found.append(Figure(tables.percent(share, 0), "of operators in integers"))
     if data.peak_fraction is not None:
@@ -197,6 +199,11 @@ def error_rows(errors: Sequence[LayerError]) -> list[LayerRow]:
     ]
 
 
+def _small_percent(share: float | None) -> str:
+    """Shares of a few values in a million don't round to nothing."""
+    return tables.DASH if share is None else "0" if share == 0 else f"{100 * share:.2g} %"
+
+
 def range_row(item: TensorRange) -> RangeRow:
     from markupsafe import Markup
 
@@ -209,5 +216,6 @@ def range_row(item: TensorRange) -> RangeRow:
         item.zero_point,
         item.channels,
         item.observer,
-        Markup(plots.sparkline(item.counts)),
+        _small_percent(item.clipped),
+        Markup(plots.sparkline(item.counts, item.inside)),
     )

@@ -67,13 +67,20 @@ def latency(series: Sequence[Runs]) -> str:
         labels = [f"{runs.name} {runs.precision}".strip() for runs in ordered]
         axes.set_yticks(range(len(ordered)), labels)
         axes.set_ylim(-0.6, len(ordered) - 0.4)
-        # The slowest hundredth is what the machine did beside; it would squeeze the rest into a corner.
-        shortest = min(min(runs.runs_ms) for runs in ordered)
-        longest = max(percentile(runs.runs_ms, 0.95) for runs in ordered)
-        axes.set_xlim(shortest - 0.06 * (longest - shortest), longest * 1.03)
-        axes.set_xlabel("milliseconds (up to the 95th percentile of the slowest)")
+        # Runs in which the machine did something else would squeeze the rest into a corner; they are counted instead.
+        shortest, longest = min(min(runs.runs_ms) for runs in ordered), max(_usual(runs) for runs in ordered)
+        margin = 0.04 * (longest - shortest) or 0.04 * longest
+        axes.set_xlim(shortest - margin, longest + margin)
+        beyond = sum(value > longest + margin for runs in ordered for value in runs.runs_ms)
+        axes.set_xlabel("milliseconds" + (f" ({beyond} slower runs are beyond the edge)" if beyond else ""))
         axes.grid(axis="x")
     return out.getvalue()
+
+
+def _usual(runs: Runs) -> float:
+    """Slowest run that is no outlier: within three times the box from its edge (Tukey's outer fence)."""
+    low, high = (percentile(runs.runs_ms, share) for share in (0.25, 0.75))
+    return max(value for value in runs.runs_ms if value <= high + 3 * (high - low))
 
 
 def time_by_operator(layers: Sequence[LayerCost], most: int = 10) -> str:
@@ -116,15 +123,23 @@ def layer_errors(errors: Sequence[LayerError], low_db: float = 20.0) -> str:
     return out.getvalue()
 
 
-def sparkline(counts: Sequence[int], width: int = 120, height: int = 22) -> str:
-    """Histogram of a tensor as a small filled outline; heights are square roots, so that tails can be seen."""
-    if not counts or not any(counts):
+def sparkline(counts: Sequence[int], inside: Sequence[bool], width: int = 120, height: int = 22) -> str:
+    """Histogram of a tensor as small bars; heights are square roots, to show tails. Bins not ``inside`` are marked."""
+    if not any(counts):
         return ""
     top = max(counts) ** 0.5
     step = width / len(counts)
-    points = [(i * step, height - height * count**0.5 / top) for i, count in enumerate(counts)]
-    path = " ".join(f"L{x:.1f} {y:.1f}h{step:.1f}" for x, y in points)
-    return f'<svg class="spark" viewBox="0 0 {width} {height}" aria-hidden="true"><path d="M0 {height} {path} V{height}Z"/></svg>'
+
+    def bars(marked: bool) -> str:
+        found = []
+        for i, (count, kept) in enumerate(zip(counts, inside, strict=True)):
+            if count and kept != marked:
+                tall = max(1.0, height * count**0.5 / top)
+                found.append(f"M{i * step:.1f} {height}v-{tall:.1f}h{step:.1f}v{tall:.1f}z")
+        return "".join(found)
+
+    marked = f'<path class="cut" d="{cut}"/>' if (cut := bars(True)) else ""
+    return f'<svg class="spark" viewBox="0 0 {width} {height}" aria-hidden="true"><path d="{bars(False)}"/>{marked}</svg>'
 
 
 @contextmanager
