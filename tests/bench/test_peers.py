@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tvmflow.bench.compare import Ours, Rounds, compare
 from tvmflow.bench.peers import peers
-from tvmflow.errors import ConfigError, DataError, MissingTool, ModelError
+from tvmflow.errors import ConfigError, DataError, MissingTool, ModelError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +129,36 @@ def test_wrong_calibration_data(model: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="refuses the inputs"):
         peers(["onnxruntime-fp32"], model)[0].run({"x": np.zeros((1, 2), np.float32)})
     assert not list((tmp_path / "peers").iterdir()), "a failure leaves nothing behind"
+
+
+@pytest.mark.peers
+def test_torch_runs_exported_programs(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
+    (inputs,) = samples(1)
+    path = tmp_path / "tiny.pt2"
+    program = torch.export.export(module, (torch.from_numpy(inputs["x"]),))
+    torch.export.save(program, path)
+    (peer,) = peers(["torch"], path, threads=1)
+    (name,) = program.graph_signature.user_inputs
+    (found,) = peer.run({name: inputs["x"]}).values()
+    np.testing.assert_allclose(found, module(torch.from_numpy(inputs["x"])).detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert len(peer.benchmark({name: inputs["x"]}, 3, 2)) == 3
+    with pytest.raises(DataError, match="missing inputs"):
+        peer.run({})
+    path.write_bytes(b"not a program")
+    with pytest.raises(ModelError, match="torch can't load it"):
+        peers(["torch"], path)
+
+
+def test_a_peer_gets_models_of_its_own_kind(model: Path) -> None:
+    with pytest.raises(UsageError, match="torch runs .pt2 programs"):
+        peers(["torch"], model)
+    with pytest.raises(UsageError, match="onnxruntime-fp32 runs ONNX files"):
+        peers(["onnxruntime"], Path("m.pt2"))
+
+
+def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingTool, match=r"tvmflow\[torch\]"):
+        peers(["torch"], Path("m.pt2"))

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from tvmflow.bench.peer_quantize import Samples, quantize_dynamic, quantize_static
-from tvmflow.errors import ConfigError, DataError, MissingTool, ModelError, nearest
+from tvmflow.bench.peer_torch import SUFFIX, TorchProgram
+from tvmflow.errors import ConfigError, DataError, MissingTool, ModelError, UsageError, nearest
 
 NAMES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime-fp32", "onnxruntime-int8"),
     "onnxruntime-fp32": ("onnxruntime-fp32",),
     "onnxruntime-int8": ("onnxruntime-int8",),
     "onnxruntime-dynamic": ("onnxruntime-dynamic",),
+    "torch": ("torch",),
 }
 """What ``--against`` takes, and the peers that it means."""
 RANDOM_SAMPLES = 8
@@ -124,17 +126,17 @@ def peers(
     threads: int = 1,
     calibration: Samples | None = None,
     work_dir: Path = Path(".tvmflow"),
-) -> tuple[OnnxRuntime, ...]:
+) -> tuple[OnnxRuntime | TorchProgram, ...]:
     """The peers that ``names`` mean, loaded, in order, each once.
 
     Parameters
     ----------
-    model : the float ``.onnx`` file
+    model : the float ``.onnx`` file; a ``.pt2`` file for torch
     calibration : samples for a peer's static quantization; seeded random data when None, which changes nothing about latency
     work_dir : quantized peer models are kept there, by content
 
-    Raises ConfigError for an unknown name, MissingTool without onnxruntime, ModelError when it can't load the model,
-    DataError when it can't take the calibration data.
+    Raises ConfigError for an unknown name, UsageError for a model of another kind than the peer's, MissingTool when the peer is
+    not installed, ModelError when it can't load the model, DataError when it can't take the calibration data.
     """
     wanted: list[str] = []
     for name in names:
@@ -144,7 +146,12 @@ def peers(
     return tuple(_peer(name, model, threads, calibration, work_dir) for name in wanted)
 
 
-def _peer(name: str, model: Path, threads: int, calibration: Samples | None, work_dir: Path) -> OnnxRuntime:
+def _peer(name: str, model: Path, threads: int, calibration: Samples | None, work_dir: Path) -> OnnxRuntime | TorchProgram:
+    if (name == "torch") != (model.suffix == SUFFIX):
+        takes = f"{SUFFIX} programs" if name == "torch" else "ONNX files"
+        raise UsageError(f"the peer {name} runs {takes}", where=str(model), remedy="choose another peer, or give that model")
+    if name == "torch":
+        return TorchProgram(model, threads)
     reference = OnnxRuntime(model, threads, "fp32")
     if name == "onnxruntime-fp32":
         return reference
