@@ -92,6 +92,20 @@ def test_wrong_inputs(session: Session, vector: Any) -> None:
         session.run({"x": x})
 
 
+def test_tensor_elsewhere(session: Session, vector: Any) -> None:
+    class OnGpu:
+        def __dlpack__(self, **_: Any) -> Any:
+            raise BufferError("it lies on a GPU")
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (2, 0)
+
+    with pytest.raises(DataError, match="'x' can't be read"):
+        session(OnGpu(), vector[0][1])
+    with pytest.raises(DataError, match="'x' can't be read"):
+        session([[1.0], [1.0, 2.0]], vector[0][1])
+
+
 def test_closed(artifact: Artifact, vector: Any) -> None:
     loaded = load(artifact.path, threads=1)
     loaded.close()

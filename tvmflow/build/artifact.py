@@ -86,16 +86,19 @@ def package(executable: VMExecutable, manifest: Manifest, vectors: Sequence[Vect
     sections = {MANIFEST: encode_manifest(manifest), SELF_TEST: encode_vectors(vectors), DIGEST: bytes(DIGEST_SIZE)}
     out = Path(out)
 
-    with tempfile.TemporaryDirectory(prefix="tvmflow-build-") as folder:
-        extra, linked = Path(folder) / "manifest.o", Path(folder) / "model.so"
-        extra.write_bytes(data_object(sections, target.arch))
-        executable.export_library(
-            str(linked),
-            fcompile=lambda _out, objects: link([*map(Path, objects), extra], linked, target),
-            workspace_dir=folder,
-        )
-        sign(linked)
-        write_atomically(out, lambda temporary: shutil.copyfile(linked, temporary))
+    def build(temporary: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="tvmflow-build-") as folder:
+            extra, linked = Path(folder) / "manifest.o", Path(folder) / "model.so"
+            extra.write_bytes(data_object(sections, target.arch))
+            executable.export_library(
+                str(linked),
+                fcompile=lambda _out, objects: link([*map(Path, objects), extra], linked, target),
+                workspace_dir=folder,
+            )
+            sign(linked)
+            shutil.copyfile(linked, temporary)
+
+    write_atomically(out, build)
     return Artifact(out, read_manifest(out))
 
 

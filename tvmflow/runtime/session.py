@@ -240,8 +240,12 @@ def load_device_runtime(name: str) -> None:
 
 def as_input(value: Any, info: TensorInfo, where: str) -> np.ndarray:
     """``value`` as a contiguous numpy array of exactly the declared shape and dtype. Raises DataError."""
-    array = value if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__") else np.from_dlpack(value)
-    array = np.asarray(array)
+    try:
+        array = np.from_dlpack(value) if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray) else np.asarray(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"input {info.name!r} can't be read: {error}", where=where, remedy="pass a numpy array, or a tensor in CPU memory"
+        ) from error
     if array.shape != info.shape:
         raise DataError(
             f"input {info.name!r} has shape {shape_text(array.shape)}, the model takes {shape_text(info.shape)}", where=where
