@@ -7,7 +7,7 @@ Convolutions, dense layers and matrix products are worth a quantize in front of 
 - *movement* does when its operand is an integer already, or when an integer layer reads the result.
 
 A graph input counts as integers: it is quantized once. A convolution, dense layer or product that no integer layer reads writes
-float32 itself, without rounding to eight bits first. Three passes over the groups, forward, backward, forward; nothing is iterated.
+float32 itself, without rounding to eight bits first. Three passes over the groups: forward, backward, forward.
 """
 
 from __future__ import annotations

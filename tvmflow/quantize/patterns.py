@@ -36,7 +36,7 @@ def float_group(graph: Graph, name: str, reason: str, op: str = "") -> Group:
 
 
 def layer_name(bindings: Sequence[str]) -> str:
-    """Name of the user's layer that the first binding is a part of: the importer calls the parts of ``conv`` ``conv/1``, ``conv``."""
+    """Name of the user's layer that the first binding is a part of: the importer calls parts of ``conv`` ``conv/1``, ``conv``."""
     whole, _, part = bindings[0].rpartition("/")
     return whole if part.isdigit() and whole in bindings else bindings[0]
 
@@ -82,7 +82,10 @@ def bias_of(graph: Graph, name: str) -> np.ndarray | None:
 def scale_of(graph: Graph, name: str) -> float | None:
     """Factor of a binding that multiplies or divides a tensor by a constant of one element."""
     op, parts = op_of(graph.exprs[name]), split_constant(graph, name)
-    if op not in ("multiply", "divide") or parts is None or constant_of(parts[1]).size != 1:
+    if op not in ("multiply", "divide") or parts is None:
+        return None
+    constant = constant_of(parts[1])
+    if constant is None or constant.size != 1:
         return None
     if op == "divide":
         return None if parts[2] else 1.0 / scalar(parts[1])

@@ -29,8 +29,8 @@ class Group:
     layer: str
     """Original layer name: that of the first binding (the convolution of conv + bias + relu), of the last one for a table."""
     op: str
-    """A key of realize's table: conv2d, depthwise, dense, matmul, scale_shift, add, mul, concat, max_pool, avg_pool, mean, lookup,
-    reshape, transpose, slice, pad, resize, split, ...; of a float layer, the Relax operator."""
+    """A key of realize's table: conv2d, depthwise, dense, matmul, scale_shift, add, mul, concat, max_pool, avg_pool, mean,
+    lookup, reshape, transpose, slice, pad, resize, split, ...; of a float layer, the Relax operator."""
     bindings: tuple[str, ...]
     """Variable names in program order."""
     inputs: tuple[str, ...]

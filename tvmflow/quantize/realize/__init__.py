@@ -9,7 +9,7 @@ from tvm import relax
 
 from tvmflow.model import Model
 from tvmflow.quantize.domains import MOVES_FLOAT, MOVING
-from tvmflow.quantize.graph import Graph, rebuild, view
+from tvmflow.quantize.graph import Graph, op_of, rebuild, view
 from tvmflow.quantize.plan import Group, Plan
 from tvmflow.quantize.qparams import QParams
 from tvmflow.quantize.realize import combine, local, moves, products
@@ -72,7 +72,7 @@ def realize(model: Model, plan: Plan, params: QParams, storage: str) -> tuple[Mo
     for group in plan.groups:
         _realize_group(e, group, residuals, held)
     module = e.finish(model.module, arguments, rebuild(model.module["main"].body.body, lambda var: e.float(var.name)))
-    return model.then("realize", module), _coverage(plan, e.boundaries)
+    return model.then("realize", module), _coverage(graph, plan, e.boundaries)
 
 
 def _realize_group(e: Emitter, group: Group, residuals: dict[str, str], held: dict[str, Pending]) -> None:
@@ -110,8 +110,8 @@ def _residual_adds(graph: Graph, plan: Plan, e: Emitter) -> dict[str, str]:
     return residuals
 
 
-def _coverage(plan: Plan, boundaries: int) -> Coverage:
+def _coverage(graph: Graph, plan: Plan, boundaries: int) -> Coverage:
     """Counts and list of the layers left in float."""
     left = [g for g in plan.groups if not g.integer and g.reason != MOVES_FLOAT]
-    named = tuple(FloatLayer(g.layer, g.op, g.reason) for g in left)
+    named = tuple(FloatLayer(g.layer, op_of(graph.exprs[g.bindings[0]]), g.reason) for g in left)
     return Coverage(sum(g.integer for g in plan.groups), len(left), boundaries, named)

@@ -11,7 +11,7 @@ import numpy as np
 from tvm import relax
 
 from tvmflow.kernels import spec as ks
-from tvmflow.quantize.graph import Graph, constant_of, op_of
+from tvmflow.quantize.graph import Graph, constant_of, op_of, shape_of
 from tvmflow.quantize.patterns import INT32_MAX, bias_of, channel_constant, clamp_of, scale_of, split_constant
 from tvmflow.quantize.plan import Group
 from tvmflow.quantize.qparams import QParam
@@ -160,9 +160,9 @@ def matmul(e: Emitter, group: Group) -> None:
         np.float64(np.float32(a_param.scale[0])) * np.float64(np.float32(b_param.scale[0])) * (1.0 if factor is None else factor)
     )
     batch, rows = _batch(a, b)
-    k, n = b.ty.shape[-2:]
+    k, n = shape_of(b)[-2:]
     y = e.storage if e.is_site(group.output) else "float32"
-    spec = ks.MatMul(batch, rows, int(k), int(n), x=e.storage, y=y)
+    spec = ks.MatMul(batch, rows, k, n, x=e.storage, y=y)
     operands = (e.reshape(a, (batch, rows, spec.k)), e.reshape(b, (batch, spec.k, spec.n)))
     zeros = (e.zero(a_param), e.zero(b_param))
     shape = e.graph.shape(group.output)
@@ -183,7 +183,7 @@ def _operands(graph: Graph, name: str) -> tuple[str, str]:
 
 def _batch(a: relax.Expr, b: relax.Expr) -> tuple[int, int]:
     """Batch and rows: one batch of all rows when the right operand has none."""
-    a_shape, b_shape = ([int(d) for d in v.ty.shape] for v in (a, b))
+    a_shape, b_shape = (shape_of(v) for v in (a, b))
     if prod(b_shape[:-2]) == 1:
         return 1, prod(a_shape[:-1])
     return prod(a_shape[:-2]), a_shape[-2]
