@@ -56,7 +56,8 @@ def _on_integers(walk: Walk, call: Any) -> Any:
         axis = fits[0]
     integers = array(value)
     moved = np.transpose(integers, permutation(call)) if op_name(call) == "permute_dims" else integers.reshape(after)
-    return relax.op.dequantize(const(moved), scale, zero, axis=axis, out_dtype=str(source.attrs.out_dtype))
+    dequantized = relax.op.dequantize(const(moved), scale, zero, axis=axis, out_dtype=str(source.attrs.out_dtype))
+    return walk.emit(dequantized, walk.name_of(call.args[0]))
 
 
 def rule(walk: Walk, call: Any) -> Any:

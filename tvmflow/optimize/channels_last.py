@@ -78,6 +78,8 @@ class ChannelsLast(Writer):
 
     def _visit(self, var: Any, value: Any) -> Any:
         """View, tuple of views, or plain variable of a binding."""
+        if isinstance(value, relax.Var):
+            return self._views[value]
         if isinstance(value, relax.TupleGetItem):
             source = self._views[value.tuple_value]
             if isinstance(source, tuple):
@@ -281,6 +283,19 @@ def _layer_norm(w: ChannelsLast, call: Any) -> View | None:
     return view.having(w.emit(y))
 
 
+def _channel_norm(w: ChannelsLast, call: Any) -> View:
+    """Group and instance norm; their parameters are vectors."""
+    view, a = w.view(call.args[0]), call.attrs
+    rank = len(view.logical)
+    axes = [int(axis) % rank for axis in a.axes]
+    view, (channel, *dims) = w.isolated(view, [int(a.channel_axis) % rank, *axes])
+    params = [w._in_order(w.view(p)) for p in call.args[1:]]
+    rest = (channel, dims, float(a.epsilon), bool(a.center), bool(a.scale))
+    if op_name(call) == "nn.group_norm":
+        return view.having(w.emit(relax.op.nn.group_norm(view.var, *params, int(a.num_groups), *rest)))
+    return view.having(w.emit(relax.op.nn.instance_norm(view.var, *params, *rest)))
+
+
 def _prelu(w: ChannelsLast, call: Any) -> View:
     view = w.view(call.args[0])
     view, (dim,) = w.isolated(view, [int(call.attrs.axis) % len(view.logical)])
@@ -385,6 +400,8 @@ HANDLERS: dict[str, Handler] = {
     "dequantize": _affine_quantization,
     "matmul": _matmul,
     "nn.conv2d": _conv2d,
+    "nn.group_norm": _channel_norm,
+    "nn.instance_norm": _channel_norm,
     "nn.layer_norm": _layer_norm,
     "nn.log_softmax": _softmax,
     "nn.pad": _pad,

@@ -133,7 +133,7 @@ class Walk(Writer):
                 self._new[var] = source.fields[value.index]
                 return
         replacement = self._replacement(value, old, rule) if isinstance(value, relax.Call) else value
-        if replacement.same_as(old):
+        if isinstance(replacement, relax.Call | relax.Tuple | relax.TupleGetItem) and replacement.same_as(old):
             self._new[var] = var
             self.bind(var, old)
         elif isinstance(replacement, relax.Call | relax.TupleGetItem) or (replacement is value and isinstance(value, relax.Tuple)):
