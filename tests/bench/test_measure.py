@@ -58,7 +58,7 @@ class FakePeak:
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "PAUSE", 0.0)
+    monkeypatch.setattr(comparing, "settle", lambda: None)
 
 
 def test_bench_keeps_every_run() -> None:
@@ -124,6 +124,25 @@ def test_faster_than_the_machine_is_not_believed() -> None:
         compare(Ours(Fake("ours"), work=Work(2.0, 0.0)), [], INPUTS, Rounds(1, 1), peak=FakePeak((MachinePeak(1000, 1),)))
     with pytest.raises(EnvironmentProblem, match="peak"):
         with_peak(bench(Fake("ours"), INPUTS, runs=1), MachinePeak(1000, 1), Work(2.0, 0.0))
+
+
+def test_a_pause_ends_when_the_process_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock in which threads spin for the first 0.05 s, and one in which they never stop."""
+    monkeypatch.undo()
+    now, spun = 0.0, 0.05
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(comparing.time, "sleep", sleep)
+    monkeypatch.setattr(comparing.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(comparing.time, "process_time", lambda: min(now, spun))
+    comparing.settle()
+    assert 0.05 < now < 0.08
+    spun = 1e9
+    with pytest.raises(EnvironmentProblem, match="keeps computing"):
+        comparing.settle()
 
 
 def test_two_cpus_with_one_thread_is_an_error() -> None:

@@ -1,7 +1,7 @@
 """Ours and peers, measured in turns, so that a slow minute of the machine is everybody's.
 
-Each round gives every contender the same treatment: a pause in which the threads of the one before stop spinning, one run to
-warm up, then the timed runs. The machine's peak is measured between rounds too.
+Each round gives every contender the same treatment: a pause until the threads of the one before have stopped spinning, one run
+to warm up, then the timed runs. The machine's peak is measured between rounds too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ from tvmflow.bench.stats import Latency
 from tvmflow.errors import EnvironmentProblem
 from tvmflow.trace import Progress, silent
 
-PAUSE = 0.02
-"""Seconds. TVM's and onnxruntime's idle threads spin for some milliseconds before they sleep."""
+SLICE = 0.01
+"""Seconds between two looks at whether this process is idle. Measured: TVM's threads spin for 1 ms after a run before they sleep,
+onnxruntime's for 25 to 120 ms, in which they would take a core from whoever comes next. (Its option that stops them at once
+makes its own next run slower, so it is not used.)"""
+IDLE = 0.1
+"""CPU time over wall time below which the process counts as idle."""
+LONGEST_PAUSE = 1.0
+"""Seconds."""
 MOST_CPU_PER_THREAD = 1.1
 MOST_OF_PEAK = 1.05
 """The peak is a measurement too; above this share of it a time is taken for an error, not for speed."""
@@ -77,7 +83,7 @@ class _Turns:
     cpu: float = 0.0
 
     def take(self, inputs: Mapping[str, np.ndarray]) -> None:
-        time.sleep(PAUSE)
+        settle()
         self.session.benchmark(inputs, 1, 1)
         wall, cpu = time.perf_counter(), time.process_time()
         self.times += self.session.benchmark(inputs, self.repeat, self.number)
@@ -132,6 +138,20 @@ def compare(
     result = BenchmarkResult(mine, threads=ours.threads, work=ours.work, machine_peak=best, load_average=load, against=against)
     check_peak(result)
     return result
+
+
+def settle() -> None:
+    """Waits until no thread of this process computes. Raises EnvironmentProblem when one does not stop."""
+    for _ in range(round(LONGEST_PAUSE / SLICE)):
+        cpu, wall = time.process_time(), time.perf_counter()
+        time.sleep(SLICE)
+        if time.process_time() - cpu < IDLE * (time.perf_counter() - wall):
+            return
+    raise EnvironmentProblem(
+        "another thread of this process keeps computing",
+        where="bench",
+        remedy="run the comparison in a process of its own",
+    )
 
 
 def _against(peer: Peer, theirs: Latency, ours: Latency) -> PeerResult:
