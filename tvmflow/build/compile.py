@@ -34,7 +34,7 @@ def lowering(target: Target, generic: list[str]) -> list[Any]:
 
     return [
         # float islands and data movement become loops, neighbours fuse, and each loop nest is scheduled
-        relax.transform.LegalizeOps(),
+        relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),  # a reshape is a view, not a copy
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),
@@ -42,7 +42,6 @@ def lowering(target: Target, generic: list[str]) -> list[Any]:
         relax.transform.DeadCodeElimination(["main"]),
         schedule_rest,
         # tensors become views of planned storage, calls become VM instructions
-        relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from tvmflow.flow.lower import Lowered, Shapes, host_runner, lower, operators
+from tvmflow.flow.lower import Lowered, Shapes, executor, host_runner, lower, operators
 from tvmflow.target import Target, get_target
 from tvmflow.trace import Progress, Trace, silent
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tvmflow.build.artifact import Artifact
     from tvmflow.build.manifest import Manifest, Vector
     from tvmflow.model import TensorInfo
+    from tvmflow.quantize.calibrate import Executable
     from tvmflow.schedule.apply import ScheduledKernel
 
 SELF_TESTS = 2
@@ -109,7 +110,8 @@ def compile(  # noqa: A001  the verb of the product
     with trace.stage("build"):
         built = compile_module(scheduled.module, chosen)
     with trace.stage("self-test"):
-        vectors = self_tests(lowered)
+        here = executor(built.executable) if chosen == get_target("native") else host_runner(lowered.model.module)
+        vectors = self_tests(lowered, here)
     counts = {"total": len(kernels) + len(built.generic), "specialised": len(kernels), "tuned": sum(k.tuned for k in kernels)}
     manifest = describe(lowered, chosen, kernels, counts, constant_bytes(scheduled.module), log.name)
     name = f"{lowered.model.name}-{chosen.name}-{lowered.precision}.so"
@@ -132,9 +134,8 @@ def compile(  # noqa: A001  the verb of the product
     return CompileResult(artifact, report, lowered)
 
 
-def self_tests(lowered: Lowered) -> list[Vector]:
-    """Inputs (calibration samples first, then seeded noise) with the outputs that this machine computes for them."""
-    run = host_runner(lowered.model.module)
+def self_tests(lowered: Lowered, run: Executable) -> list[Vector]:
+    """Inputs (a calibration sample first, then seeded noise) with the outputs that ``run``, on this machine, computes for them."""
     data = lowered.quantization.data if lowered.quantization else None
     rng = np.random.default_rng(0)
     vectors: list[Vector] = []

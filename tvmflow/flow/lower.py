@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tvmflow.data import DataSet
     from tvmflow.importer import ImportCheck
-    from tvmflow.quantize.calibrate import Calibration, SiteStats
+    from tvmflow.quantize.calibrate import Calibration, Executable, SiteStats
     from tvmflow.quantize.plan import Plan
     from tvmflow.quantize.qparams import QParams
     from tvmflow.quantize.realize import Coverage
@@ -158,21 +158,26 @@ def operators(lowered: Lowered) -> dict[str, Any]:
     return {"integer": c.integer, "float": c.float, "boundaries": c.boundaries, "float_list": listed}
 
 
-def host_runner(module: tvm.IRModule) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+def host_runner(module: tvm.IRModule) -> Executable:
     """Compiles a module for this machine and returns a function from its arguments to the tensors it returns.
 
     Integer kernels give the same bits here as on any target, so this is also how the expected outputs of self-tests are made.
     """
-    import tvm
-    from tvm import relax
-
     from tvmflow.build.compile import compile_module
     from tvmflow.schedule.apply import schedule
     from tvmflow.schedule.lower_float import lower_float
 
     native = get_target("native")
     scheduled, _ = schedule(lower_float(Model(module, (), (), "host")), native)
-    machine = relax.VirtualMachine(compile_module(scheduled.module, native).executable, tvm.cpu())
+    return executor(compile_module(scheduled.module, native).executable)
+
+
+def executor(executable: Any) -> Executable:
+    """A Relax VM executable of this machine as a function on numpy arrays."""
+    import tvm
+    from tvm import relax
+
+    machine = relax.VirtualMachine(executable, tvm.cpu())
 
     def run(arguments: Sequence[np.ndarray]) -> list[np.ndarray]:
         result = machine["main"](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arguments])
