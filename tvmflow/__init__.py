@@ -6,6 +6,8 @@ The public names are looked up when they are first used: ``import tvmflow`` load
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import Any
 
 __version__ = "0.1.0"
@@ -29,13 +31,29 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'tvmflow' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
+def _public(name: str) -> property:
+    """A module attribute that is looked up when it is read, and stays itself when a folder of that name is imported.
+
+    ``quantize``, ``tune`` and ``bench`` are stages, so they name folders, and journeys, so they name functions. Importing a folder
+    sets it on its parent module, which a property withstands; ``from tvmflow.bench.stats import Latency`` finds it still.
+    """
+
+    def read(module: types.ModuleType) -> Any:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+    def keep(module: types.ModuleType, folder: types.ModuleType) -> None:
+        pass
+
+    return property(read, keep)
 
 
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+class _Package(types.ModuleType):
+    """The class of this module."""
+
+    def __dir__(self) -> list[str]:
+        return sorted([*self.__dict__, *_PUBLIC])
+
+
+for _name in _PUBLIC:
+    setattr(_Package, _name, _public(_name))
+sys.modules[__name__].__class__ = _Package

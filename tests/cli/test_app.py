@@ -19,8 +19,8 @@ HEAVY = {"tvm", "numpy", "onnx", "onnxruntime", "torch", "matplotlib", "msgspec"
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
+def artifact(tmp_path: Path) -> Path:
+    path = tmp_path / "model.so"
     path.write_bytes(b"")
     return path
 
@@ -52,35 +52,35 @@ def test_every_verb_explains_itself_whole(cli: Callable[..., Any], verb: str) ->
     ],
 )
 def test_exit_codes_and_error_object(
-    cli: Callable[..., Any], fake_flow: ModuleType, model: Path, error: Exception, code: int
+    cli: Callable[..., Any], fake_flow: ModuleType, artifact: Path, error: Exception, code: int
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     fake_flow.inspect = fail  # type: ignore[attr-defined]
-    ran = cli("inspect", model, "--json")
+    ran = cli("inspect", artifact, "--json")
     assert ran.code == ran.json["error"]["exit_code"] == code
     assert ran.err.startswith("error: ")
     assert "Traceback" not in ran.err
-    assert cli("inspect", model).out == ""
-    assert "Traceback" in cli("inspect", model, "--debug").err
+    assert cli("inspect", artifact).out == ""
+    assert "Traceback" in cli("inspect", artifact, "--debug").err
 
 
-def test_bug_is_called_a_bug(cli: Callable[..., Any], fake_flow: ModuleType, model: Path) -> None:
+def test_bug_is_called_a_bug(cli: Callable[..., Any], fake_flow: ModuleType, artifact: Path) -> None:
     fake_flow.inspect = lambda *_, **__: {}["no"]  # type: ignore[attr-defined]
-    assert "this is a bug in tvmflow: KeyError" in cli("inspect", model).err
+    assert "this is a bug in tvmflow: KeyError" in cli("inspect", artifact).err
 
 
-def test_interrupt(cli: Callable[..., Any], fake_flow: ModuleType, model: Path) -> None:
+def test_interrupt(cli: Callable[..., Any], fake_flow: ModuleType, artifact: Path) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     fake_flow.inspect = interrupt  # type: ignore[attr-defined]
-    ran = cli("inspect", model)
+    ran = cli("inspect", artifact)
     assert (ran.code, ran.err) == (130, "interrupted\n")
 
 
-def test_json_stays_alone_whatever_libraries_print(cli: Callable[..., Any], fake_flow: ModuleType, model: Path) -> None:
+def test_json_stays_alone_whatever_libraries_print(cli: Callable[..., Any], fake_flow: ModuleType, artifact: Path) -> None:
     def noisy(*_: object, **__: object) -> dict[str, float]:
         print("from python")
         os.write(1, b"from native code\n")
@@ -88,10 +88,10 @@ def test_json_stays_alone_whatever_libraries_print(cli: Callable[..., Any], fake
         return {"worst": float("inf")}
 
     fake_flow.inspect = noisy  # type: ignore[attr-defined]
-    ran = cli("inspect", model, "--json")
+    ran = cli("inspect", artifact, "--json")
     assert ran.json == {"worst": None}
     assert all(text in ran.err for text in ("from python", "from native code", "from a child"))
-    assert "from native code" in cli("inspect", model).out
+    assert "from native code" in cli("inspect", artifact).out
 
 
 @pytest.mark.parametrize(

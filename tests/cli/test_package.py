@@ -24,6 +24,16 @@ def test_public_names_are_looked_up_lazily() -> None:
         _ = tvmflow.nosuch
 
 
+def test_a_function_keeps_its_name_from_a_folder_of_that_name() -> None:
+    import tvmflow.bench.stats
+    import tvmflow.quantize.recipe
+    import tvmflow.tune.log
+
+    for name in ("bench", "quantize", "tune"):
+        assert callable(getattr(tvmflow, name)), name
+        assert sys.modules[f"tvmflow.{name}"].__path__
+
+
 @pytest.mark.parametrize("name", tvmflow.__all__)
 def test_public_names_exist(name: str) -> None:
     assert getattr(tvmflow, name) is not None

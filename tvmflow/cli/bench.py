@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tvmflow.cli.options import WORK_DIR, Artifact, BoardName, Calibrate, Threads, WorkDir, existing, existing_data
+from tvmflow.cli.options import WORK_DIR, Artifact, BoardName, Calibrate, WorkDir, existing, existing_data
 from tvmflow.cli.verb import Output
 from tvmflow.errors import UsageError
 from tvmflow.trace import Progress
@@ -16,7 +16,7 @@ from tvmflow.trace import Progress
 def command(
     artifact: Artifact,
     board: BoardName = None,
-    threads: Threads = 1,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads to run with.")] = 1,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Time each layer.")] = False,
     against: Annotated[
         list[str] | None,

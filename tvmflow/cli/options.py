@@ -32,7 +32,7 @@ Shapes = Annotated[
     typer.Option("--shape", metavar="NAME=1x3x224x224", help="Fix the shape of an input that has dynamic dimensions."),
 ]
 BoardName = Annotated[str | None, typer.Option("--board", metavar="BOARD", help="Run on this board (`tvmflow board list`).")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to run with.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to run with; without it, one a core.")]
 WorkDir = Annotated[Path, typer.Option("--work-dir", metavar="DIR", help="Where work state is kept.")]
 WORK_DIR = Path(".tvmflow")
 

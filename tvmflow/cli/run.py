@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tvmflow.cli.options import Artifact, BoardName, Threads, existing
 from tvmflow.cli.verb import Output
+from tvmflow.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tvmflow.build.manifest import Manifest
 
 
 def command(
@@ -23,19 +30,46 @@ def command(
 ) -> Output:
     """Run an artifact on data of yours.
 
-    An array may hold several samples along its first axis; the outputs then do too.
+    The arrays may hold several samples along their first axis; the outputs then do too.
     """
-    from tvmflow import flow
+    import numpy as np
+
+    from tvmflow.build.manifest import read_manifest
     from tvmflow.cli.tables import run_report
+    from tvmflow.flow.measure import open_session, sample_inputs
 
-    outputs = flow.run(existing(artifact), None if input is None else existing(input), board=board, threads=threads)
+    manifest = read_manifest(existing(artifact))
+    samples = [sample_inputs(artifact, manifest)] if input is None else _samples(existing(input), manifest)
+    with open_session(artifact, board, threads) as (session, _):
+        results = [session.run(sample) for sample in samples]
+    outputs: dict[str, Any] = {
+        name: y if len(results) == 1 else np.concatenate([np.atleast_1d(result[name]) for result in results])
+        for name, y in results[0].items()
+    }
     if output is not None:
-        import numpy as np
-
         np.savez(output, **outputs)
     found = [
         {"name": name, "shape": list(y.shape), "dtype": str(y.dtype), "min": float(y.min()), "max": float(y.max())}
         for name, y in outputs.items()
     ]
-    data = {"artifact": str(artifact), "board": board, "output": None if output is None else str(output), "outputs": found}
+    path = None if output is None else str(output)
+    data = {"artifact": str(artifact), "board": board, "samples": len(results), "output": path, "outputs": found}
     return Output(data, run_report(data))
+
+
+def _samples(path: Path, manifest: Manifest) -> list[Mapping[str, np.ndarray]]:
+    """What to run on: the arrays of the file as they are, or where their first axis is longer, one sample after the other."""
+    import msgspec
+    import numpy as np
+
+    from tvmflow.data import Preprocess, load_data
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            whole = {info.name: arrays[info.name] for info in manifest.inputs if info.name in arrays.files}
+    except (OSError, ValueError) as error:
+        raise DataError(f"not an .npz file of arrays: {error}", where=str(path)) from error
+    if all(info.name in whole and whole[info.name].shape == info.shape for info in manifest.inputs):
+        return [whole]
+    steps = msgspec.convert(manifest.preprocess, Preprocess) if manifest.preprocess else None
+    return list(load_data(path, manifest.inputs, steps))

@@ -90,7 +90,7 @@ def tune_report(data: dict[str, Any]) -> Shown:
 
 def bench_report(data: dict[str, Any]) -> Shown:
     device, peak = data["device"], data["peak_fraction"]
-    table = _table("", "min ms", "median", "p90", "p99", "runs", "ratio of min", "of median", title=f"{data['threads']} threads")
+    table = _table("", "min ms", "median", "p90", "p99", "runs", "ratio", "of median", title=f"{data['threads']} threads")
     table.add_row(data["artifact"], *_latency(data["latency_ms"]))
     for peer in data.get("against") or ():
         ratios = (f"{peer['ratio_min']:.2f}x", f"{peer['ratio_median']:.2f}x")
@@ -144,7 +144,7 @@ def _indented(value: dict[str, Any], depth: int) -> list[str]:
     for key, item in value.items():
         if isinstance(item, dict) and item:
             lines += ["  " * depth + f"{key}:", *_indented(item, depth + 1)]
-        elif isinstance(item, list) and item and isinstance(item[0], dict):
+        elif isinstance(item, list | tuple) and item and isinstance(item[0], dict):
             lines.append("  " * depth + f"{key}:")
             lines += ["  " * (depth + 1) + ", ".join(f"{k} {v}" for k, v in row.items()) for row in item]
         else:

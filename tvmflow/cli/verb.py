@@ -21,6 +21,8 @@ from tvmflow.errors import InternalError, TvmflowError, UsageError
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
 INTERRUPTED = 130
+_FILE_WIDTH = 140
+"""Columns of a table that is not printed on a terminal."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def _show(output: Output, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, soft_wrap=not terminal, width=None if terminal else _FILE_WIDTH)
     for item in output.show:
         console.print(item, markup=False) if isinstance(item, str) else console.print(item)
 
