@@ -51,7 +51,7 @@ class FakePeak:
     def fastest(self) -> FakePeak:
         return self
 
-    def measure(self, repeat: int = 5) -> MachinePeak:
+    def measure(self, repeat: int = 20) -> MachinePeak:
         self.calls += 1
         return self.rates[(self.calls - 1) % len(self.rates)]
 
@@ -102,6 +102,8 @@ def test_rounds_are_interleaved_and_equal() -> None:
     result = compare(Ours(ours), [first, second], INPUTS, Rounds(rounds=3, runs=4))
     timed = [name for name, repeat, _ in log if repeat == 4]
     assert timed == ["ours", "a", "b"] * 3
+    warmups = [log[i - 1] for i, (_, repeat, _) in enumerate(log) if repeat == 4]
+    assert warmups == [("ours", 1, 10), ("a", 1, 10), ("b", 1, 2)] * 3, "10 ms each"
     assert len(result.latency.seconds) == 12
     assert [len(peer.latency.seconds) for peer in result.against] == [12, 12]
 

@@ -1,7 +1,8 @@
 """Ours and peers, measured in turns, so that a slow minute of the machine is everybody's.
 
-Each round gives every contender the same treatment: a pause until the threads of the one before have stopped spinning, one run
-to warm up, then the timed runs. The machine's peak is measured between rounds too.
+Each round gives every contender the same treatment: a pause until the threads of the one before have stopped spinning, runs for
+some milliseconds to wake its own threads and fill the caches, then the timed runs. The machine's peak is measured between
+rounds too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ IDLE = 0.1
 """CPU time over wall time below which the process counts as idle."""
 LONGEST_PAUSE = 1.0
 """Seconds."""
+WARM_UP = 0.01
+"""Seconds of runs before the timed ones of each turn."""
 MOST_CPU_PER_THREAD = 1.1
 MOST_OF_PEAK = 1.05
 """The peak is a measurement too; above this share of it a time is taken for an error, not for speed."""
@@ -78,13 +81,14 @@ class _Turns:
     session: Timed
     repeat: int
     number: int
+    warmup: int
     times: list[float]
     wall: float = 0.0
     cpu: float = 0.0
 
     def take(self, inputs: Mapping[str, np.ndarray]) -> None:
         settle()
-        self.session.benchmark(inputs, 1, 1)
+        self.session.benchmark(inputs, 1, self.warmup)
         wall, cpu = time.perf_counter(), time.process_time()
         self.times += self.session.benchmark(inputs, self.repeat, self.number)
         self.wall += time.perf_counter() - wall
@@ -116,10 +120,13 @@ def compare(
     """
     plan = plan or Rounds()
     load = load_average()
-    contenders = [_Turns(label, session, 1, 1, []) for label, session in [("ours", ours.session), *((p.name, p) for p in peers)]]
+    contenders = [
+        _Turns(label, session, 1, 1, 1, []) for label, session in [("ours", ours.session), *((p.name, p) for p in peers)]
+    ]
     for turns in contenders:
         turns.session.benchmark(inputs, 1, 3)
         turns.number, once = pick_number(turns.session, inputs)
+        turns.warmup = max(1, round(WARM_UP / once))
         turns.repeat = max(1, min(plan.runs, int(plan.seconds / (once * turns.number))))
     meter = None if peak is None else peak.fastest()
     best: MachinePeak | None = None

@@ -288,7 +288,7 @@ class Meter:
         """1e9 operations of one run."""
         return self.threads * STEPS * self.row.tile[0] * self.row.tile[1] * self.row.ops / 1e9
 
-    def rate(self, repeat: int = 5) -> float:
+    def rate(self, repeat: int = 20) -> float:
         """1e9 operations a second in the fastest of ``repeat`` runs."""
         return self.gop / min(self.time(repeat))
 
@@ -299,7 +299,7 @@ class PeakMeter:
 
     meters: tuple[Meter, ...]
 
-    def measure(self, repeat: int = 5) -> MachinePeak:
+    def measure(self, repeat: int = 20) -> MachinePeak:
         rates = [(meter.row.integer, meter.rate(repeat)) for meter in self.meters]
         return MachinePeak(
             int8_gops=max(rate for integer, rate in rates if integer),
