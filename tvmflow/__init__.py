@@ -34,8 +34,8 @@ __all__ = ["__version__", *_PUBLIC]
 def _public(name: str) -> property:
     """A module attribute that is looked up when it is read, and stays itself when a folder of that name is imported.
 
-    ``quantize``, ``tune`` and ``bench`` are stages, so they name folders, and journeys, so they name functions. Importing a folder
-    sets it on its parent module, which a property withstands; ``from tvmflow.bench.stats import Latency`` finds it still.
+    ``quantize``, ``tune`` and ``bench`` are stages, so they name folders, and journeys, so they name functions. Importing a
+    folder sets it on its parent module, which a property withstands; ``from tvmflow.bench.stats import Latency`` finds it still.
     """
 
     def read(module: types.ModuleType) -> Any:

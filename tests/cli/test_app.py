@@ -48,6 +48,7 @@ def test_every_verb_explains_itself_whole(cli: Callable[..., Any], verb: str) ->
         (errors.UsageError("no"), 2),
         (errors.BoardError("no"), 3),
         (errors.InternalError("no"), 4),
+        (OSError(28, "No space left on device", "x.so"), 3),
         (ZeroDivisionError("no"), 4),
     ],
 )

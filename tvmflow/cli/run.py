@@ -32,28 +32,30 @@ def command(
 
     The arrays may hold several samples along their first axis; the outputs then do too.
     """
+    path = existing(artifact)
     import numpy as np
 
     from tvmflow.build.manifest import read_manifest
     from tvmflow.cli.tables import run_report
     from tvmflow.flow.measure import open_session, sample_inputs
 
-    manifest = read_manifest(existing(artifact))
-    samples = [sample_inputs(artifact, manifest)] if input is None else _samples(existing(input), manifest)
-    with open_session(artifact, board, threads) as (session, _):
+    manifest = read_manifest(path)
+    samples = [sample_inputs(path, manifest)] if input is None else _samples(existing(input), manifest)
+    with open_session(path, board, threads) as (session, _):
         results = [session.run(sample) for sample in samples]
     outputs: dict[str, Any] = {
         name: y if len(results) == 1 else np.concatenate([np.atleast_1d(result[name]) for result in results])
         for name, y in results[0].items()
     }
     if output is not None:
-        np.savez(output, **outputs)
+        with output.open("wb") as file:
+            np.savez(file, **outputs)
     found = [
         {"name": name, "shape": list(y.shape), "dtype": str(y.dtype), "min": float(y.min()), "max": float(y.max())}
         for name, y in outputs.items()
     ]
-    path = None if output is None else str(output)
-    data = {"artifact": str(artifact), "board": board, "samples": len(results), "output": path, "outputs": found}
+    written = None if output is None else str(output)
+    data = {"artifact": str(path), "board": board, "samples": len(results), "output": written, "outputs": found}
     return Output(data, run_report(data))
 
 
@@ -68,7 +70,7 @@ def _samples(path: Path, manifest: Manifest) -> list[Mapping[str, np.ndarray]]:
         with np.load(path, allow_pickle=False) as arrays:
             whole = {info.name: arrays[info.name] for info in manifest.inputs if info.name in arrays.files}
     except (OSError, ValueError) as error:
-        raise DataError(f"not an .npz file of arrays: {error}", where=str(path)) from error
+        raise DataError("not an .npz file of arrays", where=str(path), remedy="write one with numpy.savez") from error
     if all(info.name in whole and whole[info.name].shape == info.shape for info in manifest.inputs):
         return [whole]
     steps = msgspec.convert(manifest.preprocess, Preprocess) if manifest.preprocess else None

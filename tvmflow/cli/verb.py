@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from tvmflow.cli.screen import Screen
-from tvmflow.errors import InternalError, TvmflowError, UsageError
+from tvmflow.errors import EnvironmentProblem, InternalError, TvmflowError, UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the Python traceback of an error.")]
@@ -79,19 +79,26 @@ def help_without_verb(context: typer.Context) -> None:
         raise typer.Exit(UsageError.exit_code)
 
 
-def explain(error: Exception, as_json: bool, debug: bool) -> int:
+def explain(failure: Exception, as_json: bool, debug: bool) -> int:
     """Prints an error in words (and as an ``error`` object with ``--json``); returns the exit code."""
     if debug:
-        traceback.print_exception(error)
-    if not isinstance(error, TvmflowError):
-        what = f"this is a bug in tvmflow: {type(error).__name__}: {error}"
-        error = InternalError(what, remedy="run it again with --debug and report what it prints")
+        traceback.print_exception(failure)
+    error = _in_words(failure)
     print(f"error: {error}", file=sys.stderr)
     if as_json:
         kind = type(error).__name__
         fields = {"kind": kind, "what": error.what, "where": error.where, "remedy": error.remedy, "exit_code": error.exit_code}
         print(json.dumps({"error": fields}))
     return error.exit_code
+
+
+def _in_words(failure: Exception) -> TvmflowError:
+    if isinstance(failure, TvmflowError):
+        return failure
+    if isinstance(failure, OSError):  # a disk that is full, a folder that can't be written
+        return EnvironmentProblem(failure.strerror or str(failure), where=str(failure.filename or ""))
+    what = f"this is a bug in tvmflow: {type(failure).__name__}: {failure}"
+    return InternalError(what, remedy="run it again with --debug and report what it prints")
 
 
 def _show(output: Output, as_json: bool) -> None:
