@@ -190,7 +190,7 @@ class RemoteBoard:
         self._uploads = 0
         self.rpc: Any = None
         """TVM's own session, for calls inside of ``call``; outside of it, the ``timeout`` of ``connect`` bounds each silence."""
-        who = re.sub(r"\s", "_", f"{getpass.getuser() if 'USER' in os.environ else os.getuid()}@{platform.node()}")
+        who = re.sub(r"\s", "_", f"{_user()}@{platform.node()}")
         try:
             with self.call("open a session", CONNECT_SECONDS):
                 self.rpc = rpc.connect("127.0.0.1", relay.port, f"{board.key} -who={who}")
@@ -239,7 +239,7 @@ class RemoteBoard:
                 where=self.name,
                 remedy=f"`tvmflow board check {self.name}`; a reboot frees a frozen board",
             )
-        told = re.search(r"the session (was .*|reached .*|failed .*)", str(error))
+        told = re.search(r"the session (was .*|reached .*|failed .*|ended with .*)", str(error))
         if told:
             self._lost = f"it {told[1].strip()}"
             remedy = "the artifact uses instructions that this CPU lacks" if "SIGILL" in told[1] else "see the server's log"
@@ -328,6 +328,13 @@ class RemoteBoard:
             module = self.rpc.load_module(name)
             self.rpc.remove(name)
             return module
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in some containers
+        return str(os.getuid())
 
 
 class RemoteSession:

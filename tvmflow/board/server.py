@@ -61,7 +61,11 @@ class ServerConfig:
 
 
 def serve(config: ServerConfig) -> None:
-    """Listens until SIGINT or SIGTERM; prints ``listening on host:port`` when ready. Raises OSError when it can't listen."""
+    """Listens until SIGINT or SIGTERM. Raises OSError when it can't.
+
+    Prints ``listening on host:port`` when ready; sessions are logged to standard error.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     _prepare_environment()
     _register_functions()
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -251,7 +255,7 @@ def _run_worker(connection: socket.socket, workdir: Path, limit: float, turn: in
     poll = select.poll()
     poll.register(alive, select.POLLHUP)
     poll.register(connection, select.POLLRDHUP)
-    end = ""
+    end, left = "", False
     while True:
         # Half a second at most, to notice a server that was killed, and a worker whose children keep the pipe open.
         events = dict(poll.poll(max(0.0, min(0.5, deadline - time.monotonic())) * 1000))
@@ -260,9 +264,13 @@ def _run_worker(connection: socket.socket, workdir: Path, limit: float, turn: in
             break
         if connection.fileno() in events:
             poll.unregister(connection)
-            deadline, end = time.monotonic() + HANGUP_GRACE_SECONDS, "was left by its client in mid-job"
-        if time.monotonic() >= deadline or os.getppid() != server:
-            end = end or f"reached its time limit of {limit:g} s"
+            deadline, left = time.monotonic() + HANGUP_GRACE_SECONDS, True
+        orphaned = os.getppid() != server
+        if orphaned or time.monotonic() >= deadline:
+            if orphaned:
+                end = "ended with its server"
+            else:
+                end = "was left by its client in mid-job" if left else f"reached its time limit of {limit:g} s"
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             status = 0
@@ -355,7 +363,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=ServerConfig.port, help="0 takes a free one")
     parser.add_argument("--key", default=ServerConfig.key)
     parser.add_argument("--session-limit", type=float, default=ServerConfig.session_limit, help="seconds")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     serve(ServerConfig(**vars(parser.parse_args(arguments))))
 
 
