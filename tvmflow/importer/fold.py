@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from tvmflow.importer.graph import Graph, attributes
 
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
-STORED = frozenset({"int8", "uint8", "int16", "uint16", "int32"})
+STORED = frozenset({"int8", "uint8", "int16", "uint16", "int32", "int4", "uint4", "int2", "uint2"})
 GROWTH_LIMIT = 1 << 20
 """Elements that a folded tensor may have when it is larger than what it was computed from."""
 
