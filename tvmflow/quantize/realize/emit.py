@@ -5,29 +5,27 @@ A tensor is quantized or dequantized at most once; each such crossing counts as 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from tvm import IRModule, relax
+from tvm import relax
 
 from tvmflow.errors import ConfigError, nearest
 from tvmflow.kernels import spec as ks
 from tvmflow.kernels.call import kernel_call
-from tvmflow.quantize.graph import Graph, constant_of, read_by, rebuild, shape_of
+from tvmflow.quantize.graph import Graph, constant_of, shape_of
 from tvmflow.quantize.plan import Group, Plan
 from tvmflow.quantize.qparams import QParam, QParams
+from tvmflow.quantize.realize.writer import Writer
 
 
-class Emitter:
+class Emitter(Writer):
     """State of one run of realize. ``storage`` is the dtype of activations; their zero points and bounds move by ``offset``."""
 
     def __init__(self, graph: Graph, plan: Plan, params: QParams, storage: str) -> None:
+        super().__init__()
         self.graph, self.storage = graph, storage
         self.offset = 128 if storage == "uint8" else 0
-        self._infer = relax.BlockBuilder()
-        self._bindings: list[relax.VarBinding] = []
-        self._taken: Counter[str] = Counter()
         self.boundaries = 0
         self.params = params
         self.like = {site.id: site.like for site in plan.sites}
@@ -47,36 +45,6 @@ class Emitter:
     def is_site(self, name: str) -> bool:
         """Whether the plan wants this tensor as integers."""
         return name in self.like
-
-    def emit(self, name: str, expr: relax.Expr) -> relax.Var:
-        """Binds ``expr`` to a variable called ``name``, with a number behind it if that name is taken.
-
-        Not ``BlockBuilder.emit``, which replaces the dots in the names of users' layers.
-        """
-        expr = self._infer.normalize(expr)
-        self._taken[name] += 1
-        unique = name if self._taken[name] == 1 else f"{name}/{self._taken[name]}"
-        var = relax.DataflowVar(unique, expr.ty)
-        self._bindings.append(relax.VarBinding(var, expr))
-        return var
-
-    def finish(self, module: IRModule, arguments: Sequence[relax.Var], result: relax.Expr) -> IRModule:
-        """``module`` with the emitted bindings as its main."""
-        main = module["main"]
-        returned = set(read_by(result))
-        outputs = {b.var: relax.Var(b.var.name, b.var.ty) for b in self._bindings if b.var.name in returned}
-        bindings = [self._with_outputs(b, outputs) for b in self._bindings]
-        body = relax.SeqExpr([relax.DataflowBlock(bindings)] if bindings else [], rebuild(result, lambda v: outputs.get(v, v)))
-        built = IRModule(dict(module.functions_items()), attrs=module.attrs)
-        built["main"] = relax.Function(arguments, body, main.ret_ty, main.is_pure, main.attrs)
-        return relax.transform.DeadCodeElimination()(built)
-
-    def _with_outputs(self, binding: relax.VarBinding, outputs: dict[relax.Var, relax.Var]) -> relax.VarBinding:
-        """The binding with variables that main returns in place of the dataflow variables that can't leave their block."""
-        value = binding.value
-        if any(v in outputs for v in relax.analysis.free_vars(value)):
-            value = self._infer.normalize(rebuild(value, lambda v: outputs.get(v, v)))
-        return relax.VarBinding(outputs.get(binding.var, binding.var), value)
 
     def kernel(self, name: str, spec: ks.Kernel, args: Sequence[relax.Expr]) -> relax.Var:
         """Emits a kernel call under the layer name ``name``."""
