@@ -186,6 +186,11 @@ def test_layers_without_any_noise_still_plot() -> None:
     parse(render(ReportData("exact", errors=(LayerError("/a", "add", None), LayerError("/b", "add", None)))))
 
 
+def test_a_share_above_the_peak_is_shown_as_it_is() -> None:
+    page = render(ReportData("odd", layers=(LayerCost("/a", "conv2d", 1.0, 1.0, 1.4), LayerCost("/b", "conv2d", 1.0, 1.0, 0.9))))
+    assert "140 %" in page and page.count('class="bar weak"') == 1
+
+
 def test_values_off_the_grid_are_marked() -> None:
     wide = TensorRange("/wide", "output", -10.0, 10.0, 10 / 255, -128, 1, (5, 0, 0, 15), "percentile")
     assert wide.inside == (False, False, True, True) and wide.clipped == 0.25

@@ -181,7 +181,7 @@ def layer_rows(layers: Sequence[LayerCost]) -> list[LayerRow]:
             f"{layer.ms:.3f}",
             100 * layer.ms / longest,
             detail=f"{layer.gop:.3f}" if layer.gop else tables.DASH,
-            share=None if layer.peak_fraction is None else min(100.0, 100 * layer.peak_fraction),
+            share=None if layer.peak_fraction is None else 100 * layer.peak_fraction,
         )
         for layer in layers
     ]
