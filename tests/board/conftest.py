@@ -41,9 +41,9 @@ class Server:
         self.process.send_signal(number)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for a whole file of tests: each must leave it alive for the next."""
+    """One server for all tests: each must leave it alive for the next."""
     server = Server(tmp_path_factory.mktemp("server"))
     yield server
     stop(server.process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from tvmflow.board.local import local_board
 from tvmflow.board.registry import Board
 from tvmflow.board.rpc import connect
+from tvmflow.board.wire import greet
 from tvmflow.build.link import link
 from tvmflow.errors import ArtifactError, BoardError
 from tvmflow.target import get_target
@@ -87,3 +89,15 @@ def test_lesser_x86_processor(haswell: Board, tiny: Path, native: Path, manifest
             board.time_function(native, "avx512", [], repeat=1)
     with connect(haswell, 30) as board:
         assert board.info()["arch"] == "x86_64"
+
+
+def test_up_and_down() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    subprocess.run([*TOOL, "up", "--cpu", "cortex-a76", "--port", str(port)], check=True, capture_output=True)
+    try:
+        assert "asimddp" in greet("127.0.0.1", port, 30)["features"]
+    finally:
+        subprocess.run([*TOOL, "down", "--port", str(port)], check=True)
+    again = subprocess.run([*TOOL, "down", "--port", str(port)], capture_output=True, text=True)
+    assert again.returncode and "no server of ours" in again.stderr

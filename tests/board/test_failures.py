@@ -198,6 +198,7 @@ def test_something_else_on_the_port(answer: bytes | None, found: str) -> None:
             rpc.connect(board, timeout=0.5)
 
 
+@pytest.mark.slow
 def test_tvms_own_server_and_tracker_are_told_apart() -> None:
     from tvm.rpc import Server as StockServer
     from tvm.rpc.tracker import Tracker

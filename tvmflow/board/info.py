@@ -27,6 +27,7 @@ def board_info(workdir: str = "/tmp", root: Path = Path("/")) -> dict[str, Any]:
         "hostname": platform.node(),
         "cpu": cpu.board_model() or cpu.model_name(),
         "cores": len(cpu.allowed_cpus()),
+        "physical_cores": cpu.physical_cores(),
         "features": sorted(cpu.features() - denied_features()),
         "glibc": list(cpu.glibc_version()),
         "load_average": list(os.getloadavg()),

@@ -40,7 +40,7 @@ class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Name of the target that this board's artifacts are compiled for."""
     ssh: str = ""
     threads: int = 0
-    """Threads of a session that asks for none; 0 is one per core."""
+    """Threads of a session that asks for none; 0 is one per physical core."""
 
     @property
     def address(self) -> str:

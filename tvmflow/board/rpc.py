@@ -277,7 +277,7 @@ class RemoteBoard:
         """Uploads and opens a Relax VM library; ``manifest`` tells what it takes and needs. Raises as ``session`` does."""
         check_board(manifest, self.facts, library, self.name)
         module = self._load(library)
-        return RemoteSession(self, module, library, manifest, threads or self.board.threads or int(self.facts["cores"]))
+        return RemoteSession(self, module, library, manifest, threads or self.board.threads or int(self.facts["physical_cores"]))
 
     def time_function(
         self, library: Path, function: str, arguments: Sequence[np.ndarray], repeat: int, number: int = 1, threads: int = 1

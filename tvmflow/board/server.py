@@ -66,6 +66,8 @@ def serve(config: ServerConfig) -> None:
     Prints ``listening on host:port`` when ready; sessions are logged to standard error.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    if config.host not in ("127.0.0.1", "::1", "localhost"):
+        log.warning("bound to %s: whoever reaches this port can run code here", config.host)
     _prepare_environment()
     _register_functions()
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
