@@ -63,8 +63,15 @@ def run_module(module: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]
     import tvm
     from tvm import relax
 
-    lowered = relax.transform.DecomposeOpsForInference()(module)
-    machine = relax.VirtualMachine(tvm.compile(lowered, tvm.target.Target("llvm")), tvm.cpu())
+    try:
+        lowered = relax.transform.DecomposeOpsForInference()(module)
+        machine = relax.VirtualMachine(tvm.compile(lowered, tvm.target.Target("llvm")), tvm.cpu())
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError, AssertionError) as e:
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        raise ModelError(
+            f"TVM can't compile the imported model: {lines[-1] if lines else type(e).__name__}",
+            remedy="an operator of it has no kernel for its shapes and types: export the model with other operators",
+        ) from e
 
     def run(values: Sequence[np.ndarray]) -> list[np.ndarray]:
         out = machine["main"](*[tvm.runtime.tensor(np.array(v, order="C", copy=True)) for v in values])
@@ -73,7 +80,9 @@ def run_module(module: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]
     return run
 
 
-def compare(got: Sequence[np.ndarray], want: Sequence[np.ndarray], outputs: Sequence[TensorInfo], tolerance: Tolerance, against: str) -> float:
+def compare(
+    got: Sequence[np.ndarray], want: Sequence[np.ndarray], outputs: Sequence[TensorInfo], tolerance: Tolerance, against: str
+) -> float:
     """Largest absolute error over all outputs.
 
     Raises
@@ -85,7 +94,9 @@ def compare(got: Sequence[np.ndarray], want: Sequence[np.ndarray], outputs: Sequ
         w = np.asarray(w)
         where = f"output {info.name!r}"
         if g.shape != w.shape or g.dtype != w.dtype:
-            raise ImportMismatch(f"is {g.dtype} {list(g.shape)}, but {w.dtype} {list(w.shape)} with {against}", where=where, remedy=REMEDY)
+            raise ImportMismatch(
+                f"is {g.dtype} {list(g.shape)}, but {w.dtype} {list(w.shape)} with {against}", where=where, remedy=REMEDY
+            )
         if not g.size:
             continue
         error, allowed = deviation(g, w, tolerance)
@@ -146,7 +157,8 @@ def verify(loaded: Loaded, samples: Sequence[Feeds]) -> tuple[float, str]:
             for feeds, want in trials
         ), framework.name
     raise ModelError(
-        f"the import can't be checked: {reason}", remedy="give real inputs with --calibrate, or import it unchecked with --no-import-check"
+        f"the import can't be checked: {reason}",
+        remedy="give real inputs with --calibrate, or import it unchecked with --no-import-check",
     )
 
 

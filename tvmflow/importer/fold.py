@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from tvmflow.importer.graph import Graph, attributes
+from tvmflow.importer.graph import Graph, attributes, dense, make
 
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
 STORED = frozenset({"int8", "uint8", "int16", "uint16", "int32", "int4", "uint4", "int2", "uint2"})
@@ -28,13 +28,18 @@ def fold(graph: Graph) -> bool:
     """Folds once through the graph; True when something changed."""
     outputs = {value.name for value in graph.outputs}
     kept: list[onnx.NodeProto] = []
+    changed = False
     for node in graph.nodes:
-        results = None if any(name in outputs for name in node.output) else evaluate(node, graph)
+        results = None if node.op_type == "Identity" and node.output[0] in outputs else evaluate(node, graph)
         if results is None:
             kept.append(node)
-        else:
-            graph.constants.update({name: value for name, value in zip(node.output, results) if name})
-    changed = len(kept) < len(graph.nodes)
+            continue
+        changed = True
+        for name, value in zip(node.output, results):
+            if name in outputs:  # an output stays one, of a constant
+                kept.append(make("Identity", [graph.add_const(name, value)], [name], node.name))
+            elif name:
+                graph.constants[name] = value
     graph.nodes = kept
     return changed
 
@@ -47,7 +52,7 @@ def evaluate(node: onnx.NodeProto, graph: Graph) -> list[np.ndarray] | None:
         return constant(node)
     if node.domain not in ("", "ai.onnx") or node.op_type in RANDOM or any(a.HasField("g") for a in node.attribute):
         return None
-    values = [graph.const(name) for name in node.input if name]
+    values = [known(name, graph) for name in node.input if name]
     if not values or any(value is None for value in values) or keeps_quantized(node, graph):
         return None
     shape = graph.shape(node.output[0])
@@ -55,6 +60,14 @@ def evaluate(node: onnx.NodeProto, graph: Graph) -> list[np.ndarray] | None:
         return None
     results = run_node(node, graph)
     return results if results is not None and all(type(value) is np.ndarray for value in results) else None
+
+
+def known(name: str, graph: Graph) -> np.ndarray | None:
+    """Value of a constant, or of a tensor without elements."""
+    shape, dtype = graph.shape(name), graph.dtype(name)
+    if graph.const(name) is None and shape is not None and dtype is not None and 0 in shape:
+        return np.zeros(shape, dtype)
+    return graph.const(name)
 
 
 def run_node(node: onnx.NodeProto, graph: Graph) -> list[np.ndarray] | None:
@@ -73,7 +86,7 @@ def run_node(node: onnx.NodeProto, graph: Graph) -> list[np.ndarray] | None:
     )
     try:
         evaluator = ReferenceEvaluator(model)
-        found = evaluator.run(None, {name: graph.constants[name] for name in node.input if name})
+        found = evaluator.run(None, {name: known(name, graph) for name in node.input if name})
     except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError, AssertionError):
         # Left in the graph, where the import of the node itself reports what is wrong with it.
         return None
@@ -101,14 +114,17 @@ def measured(node: onnx.NodeProto, graph: Graph) -> list[np.ndarray] | None:
 
 def constant(node: onnx.NodeProto) -> list[np.ndarray] | None:
     """Value of a Constant node, whichever attribute holds it; None for text."""
-    from tvmflow.importer.graph import dense
-
     attrs: dict[str, Any] = attributes(node)
     if "value" in attrs:
         return [onnx.numpy_helper.to_array(attrs["value"])]
     if "sparse_value" in attrs:
         return [dense(attrs["sparse_value"])]
-    for name, dtype in (("value_float", np.float32), ("value_floats", np.float32), ("value_int", np.int64), ("value_ints", np.int64)):
+    for name, dtype in (
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+    ):
         if name in attrs:
             return [np.array(attrs[name], dtype)]
     return None

@@ -140,7 +140,9 @@ class Graph:
                 node = later[0]
                 missing = next(name for name in reads(node) if name not in ready)
                 what = "is part of a cycle" if missing in made else "is computed by no node, and is no input or initializer"
-                raise ModelError(f"its input {missing!r} {what}", where=describe(node), remedy="the file is damaged: export it again")
+                raise ModelError(
+                    f"its input {missing!r} {what}", where=describe(node), remedy="the file is damaged: export it again"
+                )
             waiting = later
         for value in self.outputs:
             if value.name not in ready:
@@ -231,6 +233,10 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
-def make(op: str, inputs: Sequence[str], outputs: Iterable[str], name: str, /, *, domain: str = "", **attrs: Any) -> onnx.NodeProto:
+def make(
+    op: str, inputs: Sequence[str], outputs: Iterable[str], name: str, /, *, domain: str = "", **attrs: Any
+) -> onnx.NodeProto:
     """A node. Attributes that are None are left out."""
-    return helper.make_node(op, list(inputs), list(outputs), name, domain=domain, **{k: v for k, v in attrs.items() if v is not None})
+    return helper.make_node(
+        op, list(inputs), list(outputs), name, domain=domain, **{k: v for k, v in attrs.items() if v is not None}
+    )

@@ -64,7 +64,9 @@ def pad(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any])
     if mode != "constant":
         for axis in range(rank):
             if before[axis] or after[axis]:
-                x = bb.normalize(R.take(x, relax.const(border(sizes(x)[axis], before[axis], after[axis], mode), "int64"), axis=axis))
+                x = bb.normalize(
+                    R.take(x, relax.const(border(sizes(x)[axis], before[axis], after[axis], mode), "int64"), axis=axis)
+                )
         return x
     fill = value(inputs[2]).reshape(()).item() if operand(inputs, 2) is not None else attrs.get("value", 0)
     if any(n < 0 for n in before + after):
@@ -108,6 +110,15 @@ def cumsum(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, An
     if attrs.get("reverse"):
         x = bb.normalize(R.flip(x, axis))
     out = R.cumsum(x, axis=axis, dtype=x.ty.dtype, exclusive=bool(attrs.get("exclusive", 0)))
+    return R.flip(bb.normalize(out), axis) if attrs.get("reverse") else out
+
+
+def cumprod(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
+    """Running product, as cumsum."""
+    x, axis = inputs[0], int(value(inputs[1]).reshape(()))
+    if attrs.get("reverse"):
+        x = bb.normalize(R.flip(x, axis))
+    out = R.cumprod(x, axis=axis, dtype=x.ty.dtype, exclusive=bool(attrs.get("exclusive", 0)))
     return R.flip(bb.normalize(out), axis) if attrs.get("reverse") else out
 
 
@@ -210,6 +221,7 @@ LOWERED: Mapping[str, Lower] = {
     "Pad": pad,
     "Tile": tile,
     "Einsum": einsum,
+    "CumProd": cumprod,
     "CumSum": cumsum,
     "ConvInteger": conv_integer,
 }

@@ -31,6 +31,7 @@ from tvmflow.model import TensorInfo
 if TYPE_CHECKING:
     from tvmflow.importer.worker import Job
 
+
 def read(path: Path) -> onnx.ModelProto:
     """The model of an ``.onnx`` file with its external data.
 
@@ -99,7 +100,9 @@ def prepare(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> tu
     UnsupportedOperator : an operator without a correct lowering
     """
     if model.ir_version < 3:
-        raise ModelError(f"ONNX IR version {model.ir_version} is older than 3", remedy="export the model again with a newer exporter")
+        raise ModelError(
+            f"ONNX IR version {model.ir_version} is older than 3", remedy="export the model again with a newer exporter"
+        )
     if model.functions:
         model = inliner.inline_local_functions(model)
     fix_shapes(model, shapes)
@@ -112,7 +115,9 @@ def prepare(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> tu
             graph.infer()
         graph.prune()
     except onnx.shape_inference.InferenceError as e:
-        raise ModelError(f"its shapes don't fit: {str(e).splitlines()[0]}", remedy="check --shape, and the model with onnx.checker") from e
+        raise ModelError(
+            f"its shapes don't fit: {str(e).splitlines()[0]}", remedy="check --shape, and the model with onnx.checker"
+        ) from e
     reject(graph)
     return graph, tuple(notes)
 
@@ -157,7 +162,9 @@ def convert(graph: Graph, say: Say) -> IRModule:
     UnsupportedOperator : TVM's converter of a node refuses it, or gives it a shape that is not static
     """
     bb = relax.BlockBuilder()
-    values: dict[str, Any] = {name: relax.const(tvm.runtime.tensor(np.ascontiguousarray(v).reshape(v.shape))) for name, v in graph.constants.items()}
+    values: dict[str, Any] = {
+        name: relax.const(tvm.runtime.tensor(np.ascontiguousarray(v).reshape(v.shape))) for name, v in graph.constants.items()
+    }
     params = []
     names: dict[str, str] = {}
     for index, value in enumerate(graph.inputs):
@@ -176,7 +183,9 @@ def convert(graph: Graph, say: Say) -> IRModule:
     return tidy(rename(bb.get(), names, {p.name: v.name for p, v in zip(params, graph.inputs)}))
 
 
-def convert_node(node: onnx.NodeProto, inputs: list[Any], bb: relax.BlockBuilder, graph: Graph, names: dict[str, str]) -> list[Any]:
+def convert_node(
+    node: onnx.NodeProto, inputs: list[Any], bb: relax.BlockBuilder, graph: Graph, names: dict[str, str]
+) -> list[Any]:
     """Emits one node; its result variables enter ``names`` under the node's name."""
     attrs = converter_attributes(node)
     try:
@@ -187,7 +196,11 @@ def convert_node(node: onnx.NodeProto, inputs: list[Any], bb: relax.BlockBuilder
             made = bb.normalize(converter(bb, frontend.onnx_input(inputs), attrs, [{}, {}]))
         if isinstance(made.ty, relax.TupleType):
             whole = made if isinstance(made, relax.Tuple) else bb.emit(made)
-            items = list(whole.fields) if isinstance(whole, relax.Tuple) else [bb.emit(relax.TupleGetItem(whole, i)) for i in range(len(made.ty.fields))]
+            items = (
+                list(whole.fields)
+                if isinstance(whole, relax.Tuple)
+                else [bb.emit(relax.TupleGetItem(whole, i)) for i in range(len(made.ty.fields))]
+            )
         else:
             items = [made]
         results = []
@@ -204,7 +217,9 @@ def convert_node(node: onnx.NodeProto, inputs: list[Any], bb: relax.BlockBuilder
         lines = [line for line in str(e).splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else type(e).__name__
         raise UnsupportedOperator(
-            f"TVM can't convert it: {reason}", where=describe(node), remedy="export the model with other operators, or simplify it first"
+            f"TVM can't convert it: {reason}",
+            where=describe(node),
+            remedy="export the model with other operators, or simplify it first",
         ) from e
     if len(results) < sum(1 for name in node.output if name):
         raise UnsupportedOperator(f"only {len(results)} of its {len(node.output)} outputs can be imported", where=describe(node))
@@ -214,7 +229,11 @@ def convert_node(node: onnx.NodeProto, inputs: list[Any], bb: relax.BlockBuilder
 def check_static(value: Any, node: onnx.NodeProto) -> None:
     shape = getattr(value.ty, "shape", None)
     if not isinstance(value.ty, relax.TensorType) or shape is None or not all(hasattr(dim, "value") for dim in shape.values):
-        raise UnsupportedOperator("its shape depends on data", where=describe(node), remedy="only static shapes can be compiled: fix them with --shape, or cut this node off the model")
+        raise UnsupportedOperator(
+            "its shape depends on data",
+            where=describe(node),
+            remedy="only static shapes can be compiled: fix them with --shape, or cut this node off the model",
+        )
 
 
 def converter_attributes(node: onnx.NodeProto) -> dict[str, Any]:

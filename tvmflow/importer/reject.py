@@ -10,7 +10,9 @@ import onnx
 from tvmflow.errors import ModelError, UnsupportedOperator
 from tvmflow.importer.graph import DOMAINS, Graph, attributes, describe
 
-DTYPES = frozenset({"bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"})
+DTYPES = frozenset(
+    {"bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"}
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,40 @@ def training(node: onnx.NodeProto, graph: Graph) -> bool:
     return bool(attributes(node).get("training_mode")) or len([n for n in node.output if n]) > 1
 
 
+def output_used(index: int) -> Callable[[onnx.NodeProto, Graph], bool]:
+    """Whether somebody reads an output."""
+    return lambda node, graph: bool(graph.result(node, index))
+
+
+def inexact_resize(node: onnx.NodeProto, graph: Graph) -> bool:
+    """Whether a Resize is left that the rules could not turn into constants, and TVM computes another way than ONNX."""
+    attrs = attributes(node)
+    if attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return "axes" in attrs
+    return not (
+        attrs.get("mode") == "nearest"
+        and attrs.get("coordinate_transformation_mode") == "asymmetric"
+        and attrs.get("nearest_mode") == "floor"
+    )
+
+
+def integer_base(node: onnx.NodeProto, graph: Graph) -> bool:
+    dtype = graph.dtype(node.input[0])
+    return dtype is not None and dtype.kind in "iu"
+
+
+def not_average(node: onnx.NodeProto, graph: Graph) -> bool:
+    return attributes(node).get("mode", "avg") != "avg"
+
+
+def too_large_output(node: onnx.NodeProto, graph: Graph) -> bool:
+    return "output_shape" in attributes(node)
+
+
+def blocked(node: onnx.NodeProto, graph: Graph) -> bool:
+    return bool(attributes(node).get("block_size"))
+
+
 EVAL_MODE = "export the model in evaluation mode (model.eval())"
 CUT = "cut this node and what follows off the model and compute it outside"
 UNROLL = "export the model with torch.export, which unrolls it"
@@ -40,6 +76,24 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(("BatchNormalization",), training, "it computes batch statistics in training mode", EVAL_MODE),
     Refusal(("NonMaxSuppression", "NonZero", "Unique", "Compress"), always, "the shape of its result depends on data", CUT),
     Refusal(("Loop", "Scan", "LSTM", "GRU", "RNN"), always, "loops over data have no lowering", UNROLL),
+    Refusal(("MaxPool",), output_used(1), "its second output, the indices, has no lowering", CUT),
+    Refusal(
+        ("Resize", "Upsample"),
+        inexact_resize,
+        "its scales or sizes are computed at run time, or no two frameworks agree on it",
+        "resize by constant factors",
+    ),
+    Refusal(("Pow",), integer_base, "powers of integers have no lowering", "cast the base to float32"),
+    Refusal(("RoiAlign",), not_average, "only the average mode is computed correctly", "use mode=avg"),
+    Refusal(
+        ("ConvTranspose",), too_large_output, "output_shape is larger than the input can fill", "give output_padding instead"
+    ),
+    Refusal(
+        ("QuantizeLinear", "DequantizeLinear"),
+        blocked,
+        "blocked quantization of computed tensors has no lowering",
+        "quantize per tensor or per channel",
+    ),
     Refusal(("If",), always, "its condition is computed at run time", "export the model with the branch decided"),
 )
 """In order; the first that applies is reported."""
@@ -60,7 +114,9 @@ def reject(graph: Graph) -> None:
     for value in (*graph.inputs, *graph.outputs):
         kind = value.type.WhichOneof("value")
         if kind not in ("tensor_type", None):
-            raise ModelError(f"{value.name!r} is a {kind.removesuffix('_type')}, not a tensor", remedy="only tensors go in and out")
+            raise ModelError(
+                f"{value.name!r} is a {kind.removesuffix('_type')}, not a tensor", remedy="only tensors go in and out"
+            )
     for value in graph.inputs:
         check_type(value.name, graph, f"input {value.name!r}")
     convertible = {*frontend._get_convert_map(), *LOWERED}
@@ -71,7 +127,9 @@ def reject(graph: Graph) -> None:
             if node.op_type in refusal.operators and refusal.when(node, graph):
                 raise UnsupportedOperator(refusal.why, where=describe(node), remedy=refusal.remedy)
         if node.op_type not in convertible:
-            raise UnsupportedOperator("no lowering for this operator", where=describe(node), remedy="export the model with other operators, or " + CUT)
+            raise UnsupportedOperator(
+                "no lowering for this operator", where=describe(node), remedy="export the model with other operators, or " + CUT
+            )
         for name in node.output:
             if name:
                 check_type(name, graph, describe(node))
@@ -82,7 +140,11 @@ def check_type(name: str, graph: Graph, where: str) -> None:
     if dtype is None:
         raise UnsupportedOperator("its type can't be inferred", where=where, remedy=CUT)
     if str(dtype) not in DTYPES:
-        raise UnsupportedOperator(f"elements of type {'string' if dtype == object else dtype} have no kernels", where=where, remedy="convert them to a usual number type")
+        raise UnsupportedOperator(
+            f"elements of type {'string' if dtype == object else dtype} have no kernels",
+            where=where,
+            remedy="convert them to a usual number type",
+        )
     if graph.shape(name) is None:
         raise UnsupportedOperator("its shape depends on data", where=where, remedy="fix dynamic shapes with --shape, or " + CUT)
 

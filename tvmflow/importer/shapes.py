@@ -55,7 +55,9 @@ def fix_one(value: onnx.ValueInfoProto, shape: tuple[int, ...], symbols: dict[st
     dims = tensor.shape.dim
     if len(dims) != len(shape):
         raise ModelError(
-            f"input {value.name!r} has {len(dims)} dimensions ({text(value)}), not {len(shape)}", where=where, remedy="give one number each"
+            f"input {value.name!r} has {len(dims)} dimensions ({text(value)}), not {len(shape)}",
+            where=where,
+            remedy="give one number each",
         )
     for index, (dim, size) in enumerate(zip(dims, shape)):
         fixed = dim.dim_value if dim.HasField("dim_value") else symbols.get(dim.dim_param, size)

@@ -56,7 +56,12 @@ def tidy(module: IRModule) -> IRModule:
     kept = []
     for binding in (b for block in func.body.blocks for b in block.bindings):
         value = substitute(binding.value, leaf)
-        if isinstance(value, relax.Call) and isinstance(value.op, Op) and value.op.name in LAYOUT and isinstance(value.args[0], GenericConst):
+        if (
+            isinstance(value, relax.Call)
+            and isinstance(value.op, Op)
+            and value.op.name in LAYOUT
+            and isinstance(value.args[0], GenericConst)
+        ):
             moved = LAYOUT[value.op.name](value.args[0].value.numpy(), value)
             known[binding.var] = relax.const(runtime.tensor(np.array(moved, order="C")))
         else:

@@ -23,7 +23,9 @@ try:
 except ModuleNotFoundError as e:
     raise MissingTool("PyTorch models need torch", remedy="pip install 'tvmflow[torch]'") from e
 
-UNQUANTIZED = "quantize with the PT2E flow (static, per-tensor activations), or import the float model and let tvmflow quantize it"
+UNQUANTIZED = (
+    "quantize with the PT2E flow (static, per-tensor activations), or import the float model and let tvmflow quantize it"
+)
 
 ELSEWHERE = "write it with other operators, or export the model to ONNX and import that"
 
@@ -69,7 +71,10 @@ def content_hash(program: ExportedProgram) -> str:
 def load(job: Job, say: Say) -> Loaded:
     """The program of a job, imported."""
     if job.shapes:
-        raise UsageError("--shape is for ONNX files", remedy="PyTorch programs have the shapes of the example inputs that they were exported with")
+        raise UsageError(
+            "--shape is for ONNX files",
+            remedy="PyTorch programs have the shapes of the example inputs that they were exported with",
+        )
     say("reading the program")
     return from_program(read(Path(job.path)), say)
 
@@ -82,7 +87,9 @@ def read(path: Path) -> ExportedProgram:
         return torch.export.load(path)
     except Exception as e:  # a damaged archive fails in zipfile, json, pickle or torch's own reader
         raise ModelError(
-            f"is no exported program: {first_line(e)}", where=str(path), remedy="write it with torch.export.save of the same torch version"
+            f"is no exported program: {first_line(e)}",
+            where=str(path),
+            remedy="write it with torch.export.save of the same torch version",
         ) from e
 
 
@@ -117,7 +124,8 @@ def tensor_infos(program: ExportedProgram, names: Sequence[Any]) -> tuple[Tensor
             raise ModelError(f"{name!r} is not a tensor", remedy="export a module whose inputs and outputs are tensors")
         if not all(isinstance(size, int) for size in value.shape):
             raise ModelError(
-                f"{name!r} has the dynamic shape {[str(s) for s in value.shape]}", remedy="export it without dynamic_shapes, at the sizes to run"
+                f"{name!r} has the dynamic shape {[str(s) for s in value.shape]}",
+                remedy="export it without dynamic_shapes, at the sizes to run",
             )
         infos.append(TensorInfo(name, tuple(value.shape), str(value.dtype).removeprefix("torch.")))
     return tuple(infos)
@@ -198,13 +206,31 @@ Converter = Callable[[Any, Any], Any]
 def quantize_tensor(node: Any, importer: Any) -> Any:
     """quantize_per_tensor(x, scale, zero point, low, high, dtype)."""
     x, scale, zero, low, high, dtype = node.args
-    return quantized(importer, importer.env[x], number(importer, scale, "float32"), number(importer, zero, "int32"), 0, low, high, DTYPES[dtype])
+    return quantized(
+        importer,
+        importer.env[x],
+        number(importer, scale, "float32"),
+        number(importer, zero, "int32"),
+        0,
+        low,
+        high,
+        DTYPES[dtype],
+    )
 
 
 def quantize_channel(node: Any, importer: Any) -> Any:
     """quantize_per_channel(x, scales, zero points, axis, low, high, dtype)."""
     x, scales, zeros, axis, low, high, dtype = node.args
-    return quantized(importer, importer.env[x], number(importer, scales, "float32"), number(importer, zeros, "int32"), axis, low, high, DTYPES[dtype])
+    return quantized(
+        importer,
+        importer.env[x],
+        number(importer, scales, "float32"),
+        number(importer, zeros, "int32"),
+        axis,
+        low,
+        high,
+        DTYPES[dtype],
+    )
 
 
 def quantized(importer: Any, x: Any, scale: Any, zero: Any, axis: int, low: int, high: int, dtype: str) -> Any:
@@ -227,7 +253,9 @@ def dequantize_tensor(node: Any, importer: Any) -> Any:
 def dequantize_channel(node: Any, importer: Any) -> Any:
     """dequantize_per_channel(q, scales, zero points, axis, low, high, dtype); zero points may be left out."""
     q, scales, zeros, axis, *_ = node.args
-    return dequantized(importer, importer.env[q], number(importer, scales, "float32"), number(importer, zeros or 0, "int32"), axis)
+    return dequantized(
+        importer, importer.env[q], number(importer, scales, "float32"), number(importer, zeros or 0, "int32"), axis
+    )
 
 
 def dequantized(importer: Any, q: Any, scale: Any, zero: Any, axis: int) -> Any:

@@ -60,7 +60,9 @@ class Result(msgspec.Struct, frozen=True):
     failure: Failure | None = None
 
 
-def in_child(job: Job, directory: Path, samples: Sequence[dict[str, np.ndarray]], progress: Progress, timeout: float = TIMEOUT) -> Result:
+def in_child(
+    job: Job, directory: Path, samples: Sequence[dict[str, np.ndarray]], progress: Progress, timeout: float = TIMEOUT
+) -> Result:
     """Runs a job in a child process and returns its result; the module lies in ``directory``.
 
     Raises
@@ -161,7 +163,9 @@ def check_sample(sample: dict[str, np.ndarray], inputs: Sequence[TensorInfo]) ->
             raise errors.DataError(f"a sample lacks input {info.name!r}", remedy=errors.nearest(info.name, sample))
         given = sample[info.name]
         if given.shape != info.shape or str(given.dtype) != info.dtype:
-            raise errors.DataError(f"a sample's {info.name!r} is {given.dtype} {list(given.shape)}, not {info.dtype} {list(info.shape)}")
+            raise errors.DataError(
+                f"a sample's {info.name!r} is {given.dtype} {list(given.shape)}, not {info.dtype} {list(info.shape)}"
+            )
 
 
 def main(directory: Path) -> None:
@@ -176,7 +180,9 @@ def main(directory: Path) -> None:
     except TvmflowError as e:
         result = Result(failure=Failure(type(e).__name__, e.what, e.where, e.remedy))
     except MemoryError:
-        result = Result(failure=Failure(ModelError.__name__, "not enough memory to import it", job.path, "use a machine with more memory"))
+        result = Result(
+            failure=Failure(ModelError.__name__, "not enough memory to import it", job.path, "use a machine with more memory")
+        )
     (directory / "result.json").write_bytes(msgspec.json.encode(result))
 
 

@@ -57,7 +57,9 @@ def widen_half(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | Non
     made.append(make(node.op_type, inputs, wide, f"{node.name}/{node.op_type}", **attributes(node)))
     for index, (inner, name) in enumerate(zip(wide, node.output)):
         if name:
-            made.append(make("Cast", [inner], [name], node.name if index == 0 else f"{node.name}:{index}", to=TensorProto.FLOAT16))
+            made.append(
+                make("Cast", [inner], [name], node.name if index == 0 else f"{node.name}:{index}", to=TensorProto.FLOAT16)
+            )
     return made
 
 

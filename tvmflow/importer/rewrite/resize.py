@@ -24,7 +24,7 @@ def upsample(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
     mode = "nearest" if attrs.get("mode", "nearest") == "nearest" else "linear"
     inputs = [node.input[0], "", graph.add_const(node.name, scales, np.float32)]
     options = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return per_axis(make("Resize", inputs, node.output, node.name, **options), graph)
+    return [make("Resize", inputs, node.output, node.name, **options)]
 
 
 @rule("Resize")
@@ -58,7 +58,9 @@ def per_axis(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
         out = node.output[0] if axis == changed[-1] else graph.fresh(node.name)
         name = node.name if axis == changed[-1] else f"{node.name}/axis{axis}"
         if mode == "nearest":
-            made.append(make("Gather", [value, graph.add_const(node.name, scales[axis].argmax(1), np.int64)], [out], name, axis=axis))
+            made.append(
+                make("Gather", [value, graph.add_const(node.name, scales[axis].argmax(1), np.int64)], [out], name, axis=axis)
+            )
         else:
             made += product(value, scales[axis], axis, len(shape), out, name, graph, graph.dtype(node.input[0]))
         value = out
@@ -76,7 +78,9 @@ def exact_in_tvm(shape: tuple[int, ...], matrices: list[np.ndarray]) -> bool:
     return True
 
 
-def product(x: str, matrix: np.ndarray, axis: int, rank: int, out: str, name: str, graph: Graph, dtype: np.dtype | None) -> list[onnx.NodeProto]:
+def product(
+    x: str, matrix: np.ndarray, axis: int, rank: int, out: str, name: str, graph: Graph, dtype: np.dtype | None
+) -> list[onnx.NodeProto]:
     """``matrix`` [new, old] applied along an axis."""
     if axis == rank - 1:
         return [make("MatMul", [x, graph.add_const(name, matrix.T, dtype)], [out], name)]
@@ -96,7 +100,7 @@ def factors(node: onnx.NodeProto, shape: tuple[int, ...], graph: Graph) -> list[
     """The matrix [new, old] of every axis, as ONNX's reference implementation computes it on an identity matrix."""
     attrs = attributes(node)
     axes = [axis % len(shape) for axis in attrs.pop("axes", range(len(shape)))]
-    old = graph.opset < 11
+    old = graph.opset < 11 and len(node.input) == 2
     scales = graph.const(graph.operand(node, 1 if old else 2))
     sizes = None if old else graph.const(graph.operand(node, 3))
     policy = attrs.pop("keep_aspect_ratio_policy", "stretch")
@@ -114,6 +118,10 @@ def factors(node: onnx.NodeProto, shape: tuple[int, ...], graph: Graph) -> list[
         return None
     if old:
         attrs.update(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    if attrs.get("coordinate_transformation_mode") == "align_corners" and any(
+        scale * shape[axis] != length for axis, scale, length in zip(axes, wanted, lengths)
+    ):
+        return None  # onnxruntime and the specification disagree
     matrices = [np.eye(size, dtype=np.float32) for size in shape]
     for axis, scale, length in zip(axes, wanted, lengths):
         if length != shape[axis] or scale != 1.0:
