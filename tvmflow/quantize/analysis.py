@@ -1,7 +1,7 @@
 """How much each layer loses by quantization, and what to do about it.
 
-Errors are measured where the float model and the quantized model have a tensor of one name, as sums over all samples: constant
-memory. They accumulate from layer to layer; a layer's own share is the drop against the layers that it reads.
+Errors are measured where both the float model and the quantized model have a tensor (:func:`counterparts`), as sums over all
+samples: constant memory. They accumulate from layer to layer; a layer's own share is the drop against the layers that it reads.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tvmflow.kernels.call import kernel_of
+from tvmflow.kernels.spec import Conv2d
 from tvmflow.quantize.calibrate import Calibration, SiteStats
-from tvmflow.quantize.plan import Plan
+from tvmflow.quantize.graph import Graph
+from tvmflow.quantize.plan import Group, Plan
 from tvmflow.quantize.qparams import QParam
 
 OUTLIER_RATIO = 4.0
@@ -128,6 +131,26 @@ def tensors_of(
         return dict(zip(names, execute([sample[i] for i in inputs]), strict=True))
 
     return values
+
+
+def counterparts(plan: Plan, realized: Graph) -> dict[str, str]:
+    """Which variable of the realized module holds a tensor of the float model: site id -> variable name.
+
+    A kernel has the name of its layer and holds the tensor at the end of its group, or, where it adds a residual, the sum. Tensors
+    that exist inside a kernel only are left out.
+    """
+    readers: dict[str, list[Group]] = {}
+    for group in plan.groups:
+        for source in group.inputs:
+            readers.setdefault(source, []).append(group)
+    found = {}
+    for group in plan.groups:
+        spec = kernel_of(realized.exprs[group.layer]) if group.layer in realized.exprs else None
+        if isinstance(spec, Conv2d) and spec.residual:
+            found[readers[group.output][0].output] = group.layer
+        elif group.layer in realized.exprs:
+            found.setdefault(group.output, group.layer)
+    return found
 
 
 @dataclass(frozen=True)
