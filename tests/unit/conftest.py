@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tvmflow.build.artifact import Artifact, package
+from tvmflow.build.artifact import Artifact, SelfTests, package
 from tvmflow.build.manifest import Layer, Manifest, Provenance, SelfTest, Vector
 from tvmflow.model import TensorInfo
 from tvmflow.target import Target, get_target
@@ -69,7 +69,7 @@ class Compiled:
         }
         return Manifest(**{**fields, **changes})
 
-    def package(self, out: Path, vectors: list[Vector] | None = None, **changes: Any) -> Artifact:
+    def package(self, out: Path, vectors: list[Vector] | SelfTests | None = None, **changes: Any) -> Artifact:
         return package(
             self.executable, self.manifest(**changes), [vector(1), vector(2)] if vectors is None else vectors, self.target, out
         )

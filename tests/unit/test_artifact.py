@@ -88,6 +88,22 @@ def test_another_process_gives_the_same_bytes(artifact: Artifact, tmp_path: Path
     assert (tmp_path / "again.so").read_bytes() == artifact.path.read_bytes()
 
 
+def test_vectors_made_with_the_program_itself(artifact: Artifact, compiled: Callable[[str], Any], tmp_path: Path) -> None:
+    """Running the linked copy leaves the executable as it was, so the bytes are those of vectors made elsewhere."""
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    native = compiled("native")
+
+    def run(program: Path) -> list[Any]:
+        machine = VirtualMachine(tvm.runtime.load_module(str(program)), tvm.cpu())
+        inputs = [native.vector(seed)[0] for seed in (1, 2)]
+        return [(x, [y.numpy() for y in machine["main"](*map(tvm.runtime.tensor, x))]) for x in inputs]
+
+    assert native.package(tmp_path / "made.so", run).path.read_bytes() == artifact.path.read_bytes()
+    assert native.package(tmp_path / "again.so").path.read_bytes() == artifact.path.read_bytes()
+
+
 def test_no_path_of_this_machine_inside(artifact: Artifact) -> None:
     content = artifact.path.read_bytes()
     for path in ("/tmp", str(artifact.path.parent), str(Path.home()) + "/", str(Path.cwd())):

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from tvm.relax import VMExecutable
 
 
+SelfTests = Callable[[Path], Sequence[Vector]]
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A compiled model on disk."""
@@ -65,41 +68,52 @@ class Artifact:
         return Artifact(out, self.manifest)
 
 
-def package(executable: VMExecutable, manifest: Manifest, vectors: Sequence[Vector], target: Target, out: str | Path) -> Artifact:
+def package(
+    executable: VMExecutable, manifest: Manifest, vectors: Sequence[Vector] | SelfTests, target: Target, out: str | Path
+) -> Artifact:
     """Link a built Relax program and what it says about itself into one shared library at ``out``.
 
     Parameters
     ----------
-    executable : what ``relax.build`` returned for ``target``
+    executable : what ``relax.build`` returned for ``target``. It must not have been run: TVM's VM writes an entry into it for
+        each constant, which would change the file and make every later load print a warning for each of them.
     manifest : everything known about the model; the linker's name and the digest are filled in here
-    vectors : self-test inputs and the outputs they must give
+    vectors : self-test inputs and the outputs they must give, or a function that makes them with the linked program, whose path
+        (without manifest) it gets; code is generated only once
     out : the file to write, atomically; equal arguments and linker give equal bytes
 
     Raises MissingTool without a linker for the target, EnvironmentProblem when the disk is full.
     """
-    versions = {**manifest.provenance.versions, "linker": find_linker(target).name}
-    manifest = msgspec.structs.replace(
-        manifest,
-        provenance=msgspec.structs.replace(manifest.provenance, versions=versions),
-        self_test=msgspec.structs.replace(manifest.self_test, count=len(vectors)),
-    )
-    sections = {MANIFEST: encode_manifest(manifest), SELF_TEST: encode_vectors(vectors), DIGEST: bytes(DIGEST_SIZE)}
+    find_linker(target)
     out = Path(out)
 
     def build(temporary: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="tvmflow-build-") as folder:
-            extra, linked = Path(folder) / "manifest.o", Path(folder) / "model.so"
-            extra.write_bytes(data_object(sections, target.arch))
-            executable.export_library(
-                str(linked),
-                fcompile=lambda _out, objects: link([*map(Path, objects), extra], linked, target),
-                workspace_dir=folder,
-            )
+        with tempfile.TemporaryDirectory(prefix="tvmflow-build-") as name:
+            folder = Path(name)
+            objects = [Path(o) for o in executable.export_library("", fcompile=lambda _out, made: made, workspace_dir=name)]
+            found = vectors
+            if callable(found):
+                link(objects, folder / "plain.so", target)
+                found = found(folder / "plain.so")
+            extra, linked = folder / "manifest.o", folder / "model.so"
+            extra.write_bytes(data_object(sections(manifest, found, target), target.arch))
+            link([*objects, extra], linked, target)
             sign(linked)
             shutil.copyfile(linked, temporary)
 
     write_atomically(out, build)
     return Artifact(out, read_manifest(out))
+
+
+def sections(manifest: Manifest, vectors: Sequence[Vector], target: Target) -> dict[str, bytes]:
+    """What goes into the file beside the program, with the linker's name and the number of vectors in the manifest."""
+    versions = {**manifest.provenance.versions, "linker": find_linker(target).name}
+    complete = msgspec.structs.replace(
+        manifest,
+        provenance=msgspec.structs.replace(manifest.provenance, versions=versions),
+        self_test=msgspec.structs.replace(manifest.self_test, count=len(vectors)),
+    )
+    return {MANIFEST: encode_manifest(complete), SELF_TEST: encode_vectors(vectors), DIGEST: bytes(DIGEST_SIZE)}
 
 
 def sign(path: Path) -> None:
