@@ -96,6 +96,17 @@ def test_dynamic_quantization(model: Path, tmp_path: Path) -> None:
     assert np.isfinite(peer.run(samples(1)[0])["y"]).all()
 
 
+def test_a_model_of_an_old_opset(model: Path, tmp_path: Path) -> None:
+    """Quantization per channel came with opset 13; onnxruntime's quantizer would write an invalid model of this one."""
+    old = onnx.load(model)
+    old.opset_import[0].version = 9
+    path = tmp_path / "old.onnx"
+    onnx.save(old, path)
+    float32, int8 = peers(["onnxruntime"], path, calibration=samples(), work_dir=tmp_path)
+    expected, found = float32.run(samples()[0])["y"], int8.run(samples()[0])["y"]
+    assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
 def test_a_comparison_with_real_peers(model: Path, tmp_path: Path) -> None:
     ours, *others = peers(["onnxruntime-fp32", "onnxruntime-int8"], model, work_dir=tmp_path)
     result = compare(Ours(ours), others, samples(1)[0], Rounds(rounds=2, runs=3))

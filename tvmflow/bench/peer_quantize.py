@@ -8,13 +8,18 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvmflow.errors import DataError
+from tvmflow.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    import onnx
 
 SAMPLES = 64
 """Calibration samples that are used at most: the quantizer keeps every activation of every sample in memory."""
+PER_CHANNEL_OPSET = 13
 
 Samples = Iterable[Mapping[str, np.ndarray]]
 
@@ -66,6 +71,7 @@ def _kept(
     work_dir: Path, how: str, model: Path, samples: Sequence[Mapping[str, np.ndarray]], perform: Callable[[Path, Path], None]
 ) -> Path:
     """``perform`` on the pre-processed model, or what it gave the last time."""
+    import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     folder = work_dir / "peers"
@@ -74,12 +80,33 @@ def _kept(
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        prepared, out = Path(scratch) / "prepared.onnx", Path(scratch) / "out.onnx"
+        recent, prepared, out = (Path(scratch) / name for name in ("recent.onnx", "prepared.onnx", "out.onnx"))
+        onnx.save(_recent(onnx.load(model)), recent)
         # ONNX's own inference suffices for static shapes, and the symbolic one fails on some valid models.
-        quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(recent), str(prepared), skip_symbolic_shape=True)
         perform(prepared, out)
         os.replace(out, path)
     return path
+
+
+def _recent(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in an opset that has quantization per channel; onnxruntime's quantizer writes invalid models of older ones.
+
+    Raises ModelError when ONNX can't convert it.
+    """
+    from onnx import version_converter
+
+    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    if opset >= PER_CHANNEL_OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, PER_CHANNEL_OPSET)
+    except version_converter.ConvertError as error:
+        raise ModelError(
+            f"onnx can't convert it from opset {opset} to {PER_CHANNEL_OPSET}, which onnxruntime's quantizer needs: {error}",
+            where=model.graph.name,
+            remedy="leave out onnxruntime's int8, or export the model again with a newer opset",
+        ) from error
 
 
 def _digest(model: Path, samples: Sequence[Mapping[str, np.ndarray]]) -> str:
