@@ -35,7 +35,8 @@ def _close(a: float | None, b: float) -> bool:
 
 def factors(walk: Walk, call: Any) -> tuple[float, list[Any]]:
     """A product as a number and the tensors that it multiplies; inner products that others read stay whole."""
-    number, tensors = 1.0, []
+    number = 1.0
+    tensors: list[Any] = []
     for arg in call.args:
         value = scalar(arg)
         inner = walk.call(arg, "multiply")

@@ -5,7 +5,7 @@
     Before:  y = R.minimum(R.maximum(x, 0.0), 6.0)           After:  y = R.clip(x, 0.0, 6.0)
              z = R.maximum(w, 0.0)                                   z = R.nn.relu(w)
 
-1. ``maximum(x, c)``, ``minimum(x, c)`` with a scalar constant, relu, relu6, clip: a range [lo, hi].
+1. ``maximum(x, c)``, ``minimum(x, c)`` with a scalar constant, relu, clip (relu6 is one): a range [lo, hi].
 2. A clamp of a clamp that nothing else reads is one clamp: the outer range applied to the inner bounds.
 3. The range [0, inf] is spelled ``R.nn.relu``, every other one ``R.clip`` with float bounds; [-inf, inf] disappears.
 4. Integer tensors and constants of several elements stay. A NaN is a NaN or a bound afterwards, as the kernel has it.
@@ -35,8 +35,6 @@ def clamp_range(call: Any) -> Range | None:
         return None
     if name == "nn.relu":
         return 0.0, inf
-    if name == "nn.relu6":
-        return 0.0, 6.0
     if name == "clip":
         return float(call.args[1].value), float(call.args[2].value)
     bound = scalar(call.args[1]) if name in ("maximum", "minimum") else None

@@ -19,7 +19,18 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmflow.optimize.expr import array, axes_of, const, dtype_of, has_static_shape, is_constant, op_name, per_channel, scalar, shape_of
+from tvmflow.optimize.expr import (
+    array,
+    axes_of,
+    const,
+    dtype_of,
+    has_static_shape,
+    is_constant,
+    op_name,
+    per_channel,
+    scalar,
+    shape_of,
+)
 from tvmflow.optimize.walk import Walk, rewrite
 
 REQUIRES = ("constants second",)
@@ -42,7 +53,7 @@ def _normalized(walk: Walk, call: Any) -> Any:
     total = None if root is None else walk.call(root.args[0], "add")
     epsilon = None if total is None else scalar(total.args[1])
     difference = walk.call(centred, "subtract")
-    if epsilon is None or difference is None:
+    if total is None or epsilon is None or difference is None:
         return None
     variance, mean = _mean_axis(walk, total.args[0]), _mean_axis(walk, difference.args[1])
     if variance is None or mean is None or variance[1] != mean[1] or not mean[0].same_as(difference.args[0]):

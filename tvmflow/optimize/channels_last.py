@@ -50,13 +50,16 @@ CONVOLUTIONS = ("nn.conv2d",)
 POOLS = ("nn.max_pool2d", "nn.avg_pool2d", "nn.adaptive_avg_pool2d")
 SPATIAL = (*CONVOLUTIONS, *POOLS, "image.resize2d")
 
-ELEMENTWISE = frozenset(
-    "abs add astype ceil clip cos divide equal erf exp floor floor_divide floor_mod greater greater_equal isfinite isinf isnan "
-    "less less_equal log logical_and logical_not logical_or logical_xor maximum minimum mod multiply negative nn.gelu "
-    "nn.gelu_tanh nn.leakyrelu nn.relu nn.selu nn.silu nn.softplus not_equal power round rsqrt sigmoid sign sin sqrt square "
-    "subtract tan tanh where".split()
+# fmt: off
+ELEMENTWISE = (
+    "abs", "add", "astype", "ceil", "clip", "cos", "divide", "equal", "erf", "exp", "floor", "floor_divide", "floor_mod",
+    "greater", "greater_equal", "isfinite", "isinf", "isnan", "less", "less_equal", "log", "logical_and", "logical_not",
+    "logical_or", "logical_xor", "maximum", "minimum", "mod", "multiply", "negative", "nn.gelu", "nn.gelu_tanh",
+    "nn.leakyrelu", "nn.relu", "nn.selu", "nn.silu", "nn.softplus", "not_equal", "power", "round", "rsqrt", "sigmoid",
+    "sign", "sin", "sqrt", "square", "subtract", "tan", "tanh", "where",
 )
-REDUCTIONS = frozenset("max mean min prod std sum variance".split())
+# fmt: on
+REDUCTIONS = ("max", "mean", "min", "prod", "std", "sum", "variance")
 
 
 class ChannelsLast(Writer):
@@ -135,7 +138,11 @@ class ChannelsLast(Writer):
     def _reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
         if shape_of(x) == shape:
             return x
-        return const(array(x).reshape(shape)) if is_constant(x) else self.emit(relax.op.reshape(x, shape), self.name_of(x) + ".shape")
+        return (
+            const(array(x).reshape(shape))
+            if is_constant(x)
+            else self.emit(relax.op.reshape(x, shape), self.name_of(x) + ".shape")
+        )
 
     def _permute(self, x: Any, axes: Sequence[int]) -> Any:
         if is_constant(x):

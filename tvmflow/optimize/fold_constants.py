@@ -91,7 +91,7 @@ def _slice(call: Any, x: np.ndarray) -> np.ndarray:
 def _take(call: Any, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
     axis = call.attrs.axis
     mode = {"fast": "raise", "wrap": "wrap", "clip": "clip"}[str(call.attrs.mode)]
-    return np.take(x, indices, axis=None if axis is None else int(axis), mode=mode)  # type: ignore[call-overload, no-any-return]
+    return np.take(x, indices, axis=None if axis is None else int(axis), mode=mode)  # type: ignore[call-overload]
 
 
 def _concat(call: Any, *parts: np.ndarray) -> np.ndarray:
@@ -117,7 +117,7 @@ _OTHERS: dict[str, Callable[..., np.ndarray]] = {
     "stack": lambda call, *parts: np.stack(parts, axis=int(call.attrs.axis or 0)),
     "strided_slice": _slice,
     "take": _take,
-    "where": lambda call, condition, a, b: np.where(condition, a, b),
+    "where": lambda call, condition, a, b: np.asarray(np.where(condition, a, b)),
     "zeros": lambda call: np.zeros(shape_of(call)),
 }
 

@@ -52,9 +52,9 @@ def rule(walk: Walk, call: Any) -> Any:
         height, width = layout.index("H"), layout.index("W")
         return relax.op.mean(call.args[0], [height, width], keepdims=True) if _is_global(call, height, width) else None
     if name == "mean" and len(shape_of(call.args[0])) == 4 and not call.attrs.keepdims:
-        if axes_of(call.attrs.axis, 4) in ((2, 3), (1, 2)):
-            kept = relax.op.mean(call.args[0], list(axes_of(call.attrs.axis, 4)), keepdims=True)
-            return relax.op.reshape(walk.emit(kept), shape_of(call))
+        axes = axes_of(call.attrs.axis, 4)
+        if axes in ((2, 3), (1, 2)):
+            return relax.op.reshape(walk.emit(relax.op.mean(call.args[0], list(axes), keepdims=True)), shape_of(call))
     return None
 
 

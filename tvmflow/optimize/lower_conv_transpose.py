@@ -10,8 +10,9 @@ Output row ``s * u + p`` of the unpadded result is ``sum_j x[u - j] * w[s * j + 
 ``w[p], w[s + p], ...`` for each phase p. All phases together are one convolution with ``ceil(k / s)`` taps and s times the
 channels per axis, whose rows interleave.
 
-1. Constant float weights, any stride, padding, output padding, dilation and groups. A bias behind it moves in front of the shuffle.
-2. Not lowered: weights that the graph computes or dequantizes, and an output padding beyond the last phase.
+1. Constant float weights, any stride, padding, output padding, dilation and groups. A bias behind it moves in front of the
+   interleaving.
+2. Not lowered: weights that the graph computes or dequantizes.
 """
 
 from __future__ import annotations
@@ -22,24 +23,36 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmflow.optimize.expr import along, array, const, dtype_of, has_static_shape, ints, is_constant, op_name, per_channel, shape_of
+from tvmflow.optimize.expr import (
+    along,
+    array,
+    const,
+    dtype_of,
+    has_static_shape,
+    ints,
+    is_constant,
+    op_name,
+    per_channel,
+    shape_of,
+)
 from tvmflow.optimize.walk import Walk, rewrite
+
+Pair = tuple[int, int]
 
 REQUIRES = ("affine folded backwards",)
 ENSURES = ("no transposed convolutions",)
 
 
-def phase_kernels(weight: np.ndarray, strides: tuple[int, int], dilation: tuple[int, int], groups: int) -> np.ndarray:
+def phase_kernels(weight: np.ndarray, strides: Pair, dilation: Pair, taps: Pair, groups: int) -> np.ndarray:
     """Kernel ``[groups * sh * sw * O, I, mh, mw]`` (OIHW) of a transposed convolution's ``[groups * I, O, kh, kw]`` (IOHW).
 
-    Output channel ``(g, p, q, o)`` is phase (p, q) of channel o of group g: interleaving moves runs of O channels.
+    ``taps`` are (mh, mw), at least as many as the dilated kernel needs. Output channel ``(g, p, q, o)`` is phase (p, q) of
+    channel o of group g: interleaving moves runs of O channels.
     """
     total, out, kh, kw = weight.shape
-    (sh, sw), (dh, dw) = strides, dilation
-    taps = (kh - 1) * dh + 1, (kw - 1) * dw + 1
-    mh, mw = -(-taps[0] // sh), -(-taps[1] // sw)
+    (sh, sw), (dh, dw), (mh, mw) = strides, dilation, taps
     wide = np.zeros((total, out, mh * sh, mw * sw), weight.dtype)
-    wide[:, :, : taps[0] : dh, : taps[1] : dw] = weight
+    wide[:, :, : (kh - 1) * dh + 1 : dh, : (kw - 1) * dw + 1 : dw] = weight
     # [g, i, o, mh, sh, mw, sw] to [g, sh, sw, o, i, mh, mw], taps flipped
     parts = wide.reshape(groups, total // groups, out, mh, sh, mw, sw).transpose(0, 4, 6, 2, 1, 3, 5)
     return parts[..., ::-1, ::-1].reshape(groups * sh * sw * out, total // groups, mh, mw)
@@ -48,15 +61,18 @@ def phase_kernels(weight: np.ndarray, strides: tuple[int, int], dilation: tuple[
 def _lowered(walk: Walk, call: Any, name: str, bias: np.ndarray | None) -> Any:
     """The convolution (and bias), interleaved and cropped to the shape of ``call``."""
     a = call.attrs
-    strides, (top, left, _, _) = ints(a.strides), ints(a.padding)
-    kernel = phase_kernels(array(call.args[1]), strides, ints(a.dilation), int(a.groups))
-    mh, mw = kernel.shape[2:]
+    groups, strides, dilation, (top, left, _, _) = int(a.groups), ints(a.strides), ints(a.dilation), ints(a.padding)
     n, _, h, w = shape_of(call.args[0])
     _, channels, oh, ow = shape_of(call)
-    groups, (sh, sw), rows, columns = int(a.groups), strides, h + mh - 1, w + mw - 1
-    if top + oh > rows * sh or left + ow > columns * sw:
-        return None
-    x = relax.op.nn.conv2d(call.args[0], const(kernel), padding=[mh - 1, mw - 1, mh - 1, mw - 1], groups=groups)
+    # an output padding may reach beyond the kernel's last phase: one tap of zeros more
+    kernel = shape_of(call.args[1])[2:]
+    mh, mw = (
+        max(-(-((k - 1) * d + 1) // s), -(-end // s) - size + 1)
+        for k, d, s, end, size in zip(kernel, dilation, strides, (top + oh, left + ow), (h, w), strict=True)
+    )
+    phases = phase_kernels(array(call.args[1]), (strides[0], strides[1]), (dilation[0], dilation[1]), (mh, mw), groups)
+    (sh, sw), rows, columns = strides, h + mh - 1, w + mw - 1
+    x = relax.op.nn.conv2d(call.args[0], const(phases), padding=[mh - 1, mw - 1, mh - 1, mw - 1], groups=groups)
     x = walk.emit(x, name)
     if bias is not None:
         tiled = np.repeat(np.broadcast_to(bias, (channels,)).reshape(groups, 1, -1), sh * sw, axis=1).reshape(-1)

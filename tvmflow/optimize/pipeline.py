@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 Pass = Callable[[tvm.IRModule], tvm.IRModule]
 
+FAILURES = (RuntimeError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What a bug in a pass, or TVM below it, raises; TVM's InternalError is a RuntimeError."""
+
 IMPORTED = ("static shapes",)
 """What every importer ensures."""
 
@@ -94,11 +97,12 @@ def optimize(model: Model, trace: Trace | None = None) -> Model:
 
     Raises InternalError that names the pass that failed and those that ran before it.
     """
-    module, done = model.module, []
+    module = model.module
+    done: list[str] = []
     for step in PASSES:
         try:
             module = step.run(module)
-        except (tvm.error.TVMError, AssertionError, AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
+        except FAILURES as error:
             raise InternalError(
                 f"the pass failed: {error}",
                 where=f"optimize/{name_of(step)}",

@@ -136,7 +136,9 @@ class Walk(Writer):
         if isinstance(replacement, relax.Call | relax.Tuple | relax.TupleGetItem) and replacement.same_as(old):
             self._new[var] = var
             self.bind(var, old)
-        elif isinstance(replacement, relax.Call | relax.TupleGetItem) or (replacement is value and isinstance(value, relax.Tuple)):
+        elif isinstance(replacement, relax.Call | relax.TupleGetItem) or (
+            replacement is value and isinstance(value, relax.Tuple)
+        ):
             self._new[var] = self.emit(replacement)
             self._uses[self._new[var]] = 0
         else:
