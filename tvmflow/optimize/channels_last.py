@@ -19,29 +19,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 
 from tvmflow.optimize.canonical_shapes import permutation as axes_of_permute
-from tvmflow.optimize.expr import array, const, has_static_shape, ints, is_constant, op_name, shape_of
-from tvmflow.optimize.views import (
-    Axis,
-    Group,
-    View,
-    dimension_of,
-    flat,
-    permutation,
-    plain,
-    reshaped,
-    sizes,
-    transposed,
-    whole_dimensions,
-)
-from tvmflow.optimize.walk import Writer, substitute, variables
+from tvmflow.optimize.expr import ints, is_constant, op_name, shape_of
+from tvmflow.optimize.layout_writer import Handler, LayoutWriter
+from tvmflow.optimize.views import Axis, View, flat, plain, reshaped, transposed, whole_dimensions
 
 REQUIRES = ("canonical shapes", "constants second")
 ENSURES = ("channels last",)
@@ -62,127 +49,6 @@ ELEMENTWISE = (
 REDUCTIONS = ("max", "mean", "min", "prod", "std", "sum", "variance")
 
 
-class ChannelsLast(Writer):
-    """One walk that keeps, for each old variable, the view that stands for it."""
-
-    def __init__(self, module: tvm.IRModule) -> None:
-        super().__init__(module)
-        self._views: dict[Any, Any] = {}
-        self._laid_out: dict[Any, Any] = {}
-
-    def run(self) -> tvm.IRModule:
-        """The module with ``main`` in channels-last layout."""
-        for param in self.main.params:
-            self._views[param] = plain(param) if has_static_shape(param) else param
-        for binding in self.old_bindings():
-            self.name = str(binding.var.name)
-            self._views[binding.var] = self._visit(binding.var, binding.value)
-        return self.finish(self._as_meant(self.main.body.body))
-
-    def _visit(self, var: Any, value: Any) -> Any:
-        """View, tuple of views, or plain variable of a binding."""
-        if isinstance(value, relax.Var):
-            return self._views[value]
-        if isinstance(value, relax.TupleGetItem):
-            source = self._views[value.tuple_value]
-            if isinstance(source, tuple):
-                return source[value.index]
-        handler = HANDLERS.get(op_name(value))
-        result = handler(self, value) if handler is not None and self._is_plain(value) else None
-        return self._verbatim(var, value) if result is None else result
-
-    def _is_plain(self, call: Any) -> bool:
-        """Whether tensors in and out have static shapes."""
-        outputs = call.ty.fields if isinstance(call.ty, relax.TupleType) else [call.ty]
-        return all(isinstance(t, relax.TensorType) and isinstance(t.shape, relax.ShapeExpr) for t in outputs)
-
-    def _verbatim(self, var: Any, value: Any) -> Any:
-        """Case 5."""
-        new = self._as_meant(value)
-        if new.same_as(value):
-            self.bind(var, value)
-        else:
-            var = self.emit(new)
-        return plain(var) if has_static_shape(var) else var
-
-    def _as_meant(self, expr: Any) -> Any:
-        """``expr`` on tensors in the model's layout."""
-        return substitute(expr, {v: self._in_order(self._views[v]) for v in variables(expr)})
-
-    def _in_order(self, view: Any) -> Any:
-        if isinstance(view, tuple):
-            return relax.Tuple([self._in_order(v) for v in view])
-        return self.laid_out(view, view.logical) if isinstance(view, View) else view
-
-    def view(self, expr: Any) -> View:
-        """View of an argument; constants are as they are."""
-        return plain(expr) if is_constant(expr) else self._views[expr]
-
-    def laid_out(self, view: View, wanted: Sequence[Group]) -> Any:
-        """The tensor of ``view`` with dimensions ``wanted`` in memory."""
-        shape, order = sizes(wanted), flat(wanted)
-        if flat(view.physical) == order:
-            return self._reshape(view.var, shape)
-        before = flat(view.physical)
-        positions = tuple(before.index(a) for a in order)
-        key = (view.var, tuple(a.size for a in before), positions, shape)
-        if key not in self._laid_out:
-            axes = permutation(view, wanted)
-            if axes is not None:
-                self._laid_out[key] = self._permute(view.var, axes)
-            else:
-                split = self._reshape(view.var, key[1])
-                self._laid_out[key] = self._reshape(self._permute(split, positions), shape)
-        return self._laid_out[key]
-
-    def _reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
-        if shape_of(x) == shape:
-            return x
-        return (
-            const(array(x).reshape(shape))
-            if is_constant(x)
-            else self.emit(relax.op.reshape(x, shape), self.name_of(x) + ".shape")
-        )
-
-    def _permute(self, x: Any, axes: Sequence[int]) -> Any:
-        if is_constant(x):
-            return const(np.transpose(array(x), axes))
-        return self.emit(relax.op.permute_dims(x, list(axes)), self.name_of(x) + ".layout")
-
-    def isolated(self, view: View, axes: Sequence[int]) -> tuple[View, list[int]]:
-        """The view with a memory dimension for each of the model's ``axes``, and those dimensions."""
-        found = [dimension_of(view, a) for a in axes]
-        if all(d is not None for d in found):
-            return view, [d for d in found if d is not None]
-        whole = whole_dimensions(view)
-        view = View(self.laid_out(view, whole), whole, view.logical)
-        return view, [view.physical.index(view.logical[a]) for a in axes]
-
-    def followed(self, view: View, leader: View) -> Any:
-        """The tensor of ``view`` laid out to broadcast against ``leader``'s; None when no layout of dimensions does that."""
-        lead = len(leader.logical) - len(view.logical)
-        if lead < 0 or math.prod(view.shape) == 1:
-            return None if lead < 0 else view.var if len(view.physical) <= len(leader.physical) else self._reshape(view.var, ())
-        pairs = zip(leader.logical[lead:], view.shape, strict=True)
-        slots = [(axis, size > 1) for group, size in pairs for axis in flat([group])]
-        parts = [axis.size if varies else 1 for axis, varies in slots]
-        fine = reshaped(view, parts) or reshaped(plain(self._in_order(view)), parts)
-        if fine is None:
-            return None
-        varying = {axis for axis, varies in slots if varies}
-        missing = {a for g in leader.physical if varying & set(g) for a in flat([g])} - varying
-        if missing:
-            if not is_constant(view.var):
-                return None
-            repeated = [axis.size if axis in missing else part for (axis, _), part in zip(slots, parts, strict=True)]
-            fine = plain(const(np.broadcast_to(array(view.var).reshape(parts), repeated)))
-        group_of = {axis: group for (axis, _), group in zip(slots, fine.logical, strict=True) if axis in varying | missing}
-        wanted = [tuple(a for axis in flat([dim]) for a in group_of.get(axis, ())) for dim in leader.physical]
-        if is_constant(view.var) and len(view.logical) == 1 and len(wanted) < 4 and flat(wanted) == flat(wanted[-1:]):
-            wanted = wanted[-1:]
-        return self.laid_out(fine, wanted)
-
-
 def _rebuilt(call: Any, args: Sequence[Any]) -> Any:
     return relax.Call(call.op, list(args), call.attrs, call.ty_args)
 
@@ -191,7 +57,7 @@ def _is_tensor(expr: Any) -> bool:
     return isinstance(expr.ty, relax.TensorType)
 
 
-def _conv2d(w: ChannelsLast, call: Any) -> View | None:
+def _conv2d(w: LayoutWriter, call: Any) -> View | None:
     """Case 1."""
     a = call.attrs
     data, kernel = str(a.data_layout), str(a.kernel_layout)
@@ -208,7 +74,7 @@ def _conv2d(w: ChannelsLast, call: Any) -> View | None:
     return plain(w.emit(y), order)
 
 
-def _spatial(w: ChannelsLast, call: Any) -> View | None:
+def _spatial(w: LayoutWriter, call: Any) -> View | None:
     """Case 1, pools and resize2d."""
     a, name = call.attrs, op_name(call)
     layout = str(a.layout)
@@ -232,7 +98,7 @@ def _spatial(w: ChannelsLast, call: Any) -> View | None:
     return plain(w.emit(y), order)
 
 
-def _elementwise(w: ChannelsLast, call: Any) -> View | None:
+def _elementwise(w: LayoutWriter, call: Any) -> View | None:
     """Case 2."""
     views = {i: w.view(arg) for i, arg in enumerate(call.args) if _is_tensor(arg)}
     leaders = [v for i, v in views.items() if not is_constant(call.args[i]) and v.shape == shape_of(call)]
@@ -257,7 +123,7 @@ def _resized(view: View, dims: Sequence[int], var: Any) -> View:
     return View(var, tuple(physical), tuple(logical))
 
 
-def _reduction(w: ChannelsLast, call: Any) -> View | None:
+def _reduction(w: LayoutWriter, call: Any) -> View | None:
     """Case 3."""
     source = w.view(call.args[0])
     rank = len(source.logical)
@@ -272,47 +138,47 @@ def _reduction(w: ChannelsLast, call: Any) -> View | None:
     return View(var, physical, tuple(g for i, g in enumerate(view.logical) if i not in axes))
 
 
-def _softmax(w: ChannelsLast, call: Any) -> View:
+def _softmax(w: LayoutWriter, call: Any) -> View:
     view = w.view(call.args[0])
     view, (dim,) = w.isolated(view, [int(call.attrs.axis) % len(view.logical)])
     make = relax.op.nn.softmax if op_name(call) == "nn.softmax" else relax.op.nn.log_softmax
     return view.having(w.emit(make(view.var, dim)))
 
 
-def _layer_norm(w: ChannelsLast, call: Any) -> View | None:
+def _layer_norm(w: LayoutWriter, call: Any) -> View | None:
     """One axis; its parameters are vectors."""
     view, a = w.view(call.args[0]), call.attrs
     if len(a.axes) != 1:
         return None
     view, (dim,) = w.isolated(view, [int(a.axes[0]) % len(view.logical)])
-    params = [w._in_order(w.view(p)) for p in call.args[1:]]
+    params = [w.in_order(w.view(p)) for p in call.args[1:]]
     y = relax.op.nn.layer_norm(view.var, *params, [dim], float(a.epsilon), bool(a.center), bool(a.scale))
     return view.having(w.emit(y))
 
 
-def _channel_norm(w: ChannelsLast, call: Any) -> View:
+def _channel_norm(w: LayoutWriter, call: Any) -> View:
     """Group and instance norm; their parameters are vectors."""
     view, a = w.view(call.args[0]), call.attrs
     rank = len(view.logical)
     axes = [int(axis) % rank for axis in a.axes]
     view, (channel, *dims) = w.isolated(view, [int(a.channel_axis) % rank, *axes])
-    params = [w._in_order(w.view(p)) for p in call.args[1:]]
+    params = [w.in_order(w.view(p)) for p in call.args[1:]]
     rest = (channel, dims, float(a.epsilon), bool(a.center), bool(a.scale))
     if op_name(call) == "nn.group_norm":
         return view.having(w.emit(relax.op.nn.group_norm(view.var, *params, int(a.num_groups), *rest)))
     return view.having(w.emit(relax.op.nn.instance_norm(view.var, *params, *rest)))
 
 
-def _prelu(w: ChannelsLast, call: Any) -> View:
+def _prelu(w: LayoutWriter, call: Any) -> View:
     view = w.view(call.args[0])
     view, (dim,) = w.isolated(view, [int(call.attrs.axis) % len(view.logical)])
-    return view.having(w.emit(relax.op.nn.prelu(view.var, w._in_order(w.view(call.args[1])), dim)))
+    return view.having(w.emit(relax.op.nn.prelu(view.var, w.in_order(w.view(call.args[1])), dim)))
 
 
-def _affine_quantization(w: ChannelsLast, call: Any) -> View:
+def _affine_quantization(w: LayoutWriter, call: Any) -> View:
     """quantize and dequantize: elementwise with one scale, else along an axis."""
     view = w.view(call.args[0])
-    scale, zero = (w._in_order(w.view(p)) for p in call.args[1:])
+    scale, zero = (w.in_order(w.view(p)) for p in call.args[1:])
     dim = -1
     if math.prod(shape_of(scale)) > 1:
         view, (dim,) = w.isolated(view, [int(call.attrs.axis) % len(view.logical)])
@@ -320,7 +186,7 @@ def _affine_quantization(w: ChannelsLast, call: Any) -> View:
     return view.having(w.emit(make(view.var, scale, zero, dim, str(call.attrs.out_dtype))))
 
 
-def _concat(w: ChannelsLast, call: Any) -> View | None:
+def _concat(w: LayoutWriter, call: Any) -> View | None:
     """Memory order of the first part that isn't in the model's order; the others follow."""
     if not isinstance(call.args[0], relax.Tuple) or call.attrs.axis is None:
         return None
@@ -332,7 +198,7 @@ def _concat(w: ChannelsLast, call: Any) -> View | None:
     return plain(w.emit(relax.op.concat(parts, order.index(axis))), order)
 
 
-def _split(w: ChannelsLast, call: Any) -> tuple[View, ...] | None:
+def _split(w: LayoutWriter, call: Any) -> tuple[View, ...] | None:
     view = w.view(call.args[0])
     view, (dim,) = w.isolated(view, [int(call.attrs.axis) % len(view.logical)])
     where = call.attrs.indices_or_sections
@@ -341,7 +207,7 @@ def _split(w: ChannelsLast, call: Any) -> tuple[View, ...] | None:
     return tuple(_resized(view, [dim], part) for part in parts)
 
 
-def _strided_slice(w: ChannelsLast, call: Any) -> View | None:
+def _strided_slice(w: LayoutWriter, call: Any) -> View | None:
     if not all(isinstance(a, relax.Tuple) for a in call.args[1:]):
         return None
     view = w.view(call.args[0])
@@ -351,7 +217,7 @@ def _strided_slice(w: ChannelsLast, call: Any) -> View | None:
     return _resized(view, dims, w.emit(y))
 
 
-def _pad(w: ChannelsLast, call: Any) -> View:
+def _pad(w: LayoutWriter, call: Any) -> View:
     widths, view = ints(call.attrs.pad_width), w.view(call.args[0])
     axes = [i for i in range(len(view.logical)) if any(widths[2 * i : 2 * i + 2])]
     view, dims = w.isolated(view, axes)
@@ -362,18 +228,18 @@ def _pad(w: ChannelsLast, call: Any) -> View:
     return _resized(view, dims, w.emit(y))
 
 
-def _permute_dims(w: ChannelsLast, call: Any) -> View:
+def _permute_dims(w: LayoutWriter, call: Any) -> View:
     return transposed(w.view(call.args[0]), axes_of_permute(call))
 
 
-def _reshape(w: ChannelsLast, call: Any) -> View:
+def _reshape(w: LayoutWriter, call: Any) -> View:
     """Case 4; a shape whose dimensions don't divide is made in the model's order."""
     view = w.view(call.args[0])
     result = reshaped(view, shape_of(call))
-    return plain(w.emit(relax.op.reshape(w._in_order(view), shape_of(call)))) if result is None else result
+    return plain(w.emit(relax.op.reshape(w.in_order(view), shape_of(call)))) if result is None else result
 
 
-def _matmul(w: ChannelsLast, call: Any) -> View | None:
+def _matmul(w: LayoutWriter, call: Any) -> View | None:
     """Case 4. Leading dimensions stay in memory's order too; the weight is ``[K, N]``."""
     x, weight = w.view(call.args[0]), w.view(call.args[1])
     if len(weight.logical) != 2 or len(x.logical) < 2 or x.shape[-1] == 1:
@@ -396,8 +262,6 @@ def _matmul(w: ChannelsLast, call: Any) -> View | None:
     columns = (Axis(shape_of(var)[-1]),)
     return View(var, (*lead, columns), (*x.logical[:-1], columns))
 
-
-Handler = Callable[[ChannelsLast, Any], Any]
 
 HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
@@ -424,7 +288,7 @@ HANDLERS: dict[str, Handler] = {
 
 
 def run(module: tvm.IRModule) -> tvm.IRModule:
-    writer = ChannelsLast(module)
+    writer = LayoutWriter(module, HANDLERS)
     if not any(op_name(b.value) in SPATIAL for b in writer.old_bindings()):
         return module
     return writer.run()
