@@ -19,6 +19,7 @@ import pytest
 
 from tvmflow.board import rpc
 from tvmflow.board.info import board_info
+from tvmflow.board.reach import check_versions
 from tvmflow.board.registry import Board
 from tvmflow.board.wire import RPC_MAGIC, greet, identify
 from tvmflow.build.manifest import Manifest
@@ -185,7 +186,7 @@ def test_version_skew(changes: dict[str, object], words: str) -> None:
 def test_post_releases_fit_together() -> None:
     mine = board_info()
     mine["versions"]["tvm_ffi"] = mine["versions"]["tvm_ffi"].partition(".post")[0] + ".post0"
-    rpc.check_versions("board", mine)
+    check_versions("board", mine)
 
 
 @pytest.mark.parametrize(

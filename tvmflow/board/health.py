@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from tvmflow.board.reach import check_versions, greeting, reach
 from tvmflow.board.registry import Board
-from tvmflow.board.rpc import RemoteBoard, check_versions, connect, greeting, reach
+from tvmflow.board.rpc import RemoteBoard, connect
 from tvmflow.errors import BoardError, ConfigError, TvmflowError
 from tvmflow.target import get_target
 

@@ -13,7 +13,6 @@ import platform
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,19 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from tvmflow.board import info
-from tvmflow.board.local import local_board, read_line, stop
-from tvmflow.board.registry import LOCAL, Board, find_board
-from tvmflow.board.ssh import tunnel
-from tvmflow.board.wire import PROTOCOL, NoAnswer, greet, identify
+from tvmflow.board.local import read_line, stop
+from tvmflow.board.reach import reach, wait_until_free
+from tvmflow.board.registry import Board
+from tvmflow.board.session import RUN_SECONDS, RemoteSession, check_board, timed
 from tvmflow.build.manifest import Manifest, read_manifest, verify_digest
-from tvmflow.errors import ArtifactError, BoardError, DataError, nearest
-from tvmflow.runtime.session import as_input
+from tvmflow.errors import ArtifactError, BoardError, DataError
 
 CONNECT_SECONDS = 10.0
-RUN_SECONDS = 120.0
-"""Longest silence of a board during one call of the model."""
-_PREPARED = "tvmflow.prepared"
 
 
 def connect(board: str | Board, timeout: float = CONNECT_SECONDS, registry: Path | None = None) -> RemoteBoard:
@@ -51,87 +45,6 @@ def connect(board: str | Board, timeout: float = CONNECT_SECONDS, registry: Path
         return RemoteBoard(where, facts, relay, resources.pop_all())
 
 
-@contextmanager
-def reach(board: str | Board, timeout: float, registry: Path | None = None) -> Iterator[Board]:
-    """The board with an address that can be connected to from here: looked up, started, lent or tunnelled as needed."""
-    with ExitStack() as resources:
-        if board == LOCAL:
-            yield resources.enter_context(local_board())
-            return
-        where = board if isinstance(board, Board) else find_board(board, registry)
-        if where.ssh:
-            where = resources.enter_context(tunnel(where, timeout))
-        yield where
-
-
-def greeting(board: Board, timeout: float) -> dict[str, Any]:
-    """The board's facts. Raises BoardError that names what is wrong: absent, silent, or something else on that port."""
-    serve = f"start `tvmflow board serve` there; `tvmflow board check {board.name}` tells more"
-    try:
-        return greet(board.host, board.port, timeout)
-    except TimeoutError:
-        what = f"no answer from {board.address} within {timeout:g} s: the machine is off, the network blocks, or it is frozen"
-    except NoAnswer:
-        found = _identify(board, timeout)
-        what = f"{board.address} is not a tvmflow board server but: {found}"
-    except ConnectionResetError:
-        what = f"{board.address} accepts connections and drops them"
-    except OSError as error:
-        what = f"can't connect to {board.address}: {error.strerror or error}"
-    raise BoardError(what, where=board.name, remedy=serve)
-
-
-def _identify(board: Board, timeout: float) -> str:
-    try:
-        return identify(board.host, board.port, timeout)
-    except OSError as error:
-        return f"unclear ({error})"
-
-
-def wait_until_free(board: Board, timeout: float) -> dict[str, Any]:
-    """The board's facts once nobody holds it, its versions checked. Raises BoardError when it stays busy too long."""
-    deadline = time.monotonic() + timeout
-    while True:
-        facts = greeting(board, timeout)
-        check_versions(board.name, facts)
-        if facts["key"] != board.key:
-            what = f"the key {board.key!r} was given, this board has {facts['key']!r}"
-            raise BoardError(what, where=board.name, remedy=f"use --key {facts['key']}" if facts["key"] else "leave the key out")
-        holder = facts["busy"]
-        if holder is None:
-            return facts
-        if time.monotonic() > deadline:
-            what = f"busy: held by {holder['who']} for {holder['seconds']:.0f} s"
-            raise BoardError(what, where=board.name, remedy="wait for it, or end that session")
-        time.sleep(0.1)
-
-
-def check_versions(name: str, facts: Mapping[str, Any]) -> None:
-    """Raises BoardError that says which side to upgrade when the two sides do not fit together.
-
-    Post-releases (``0.27.0.post1``) differ in packaging only; everything before them must be equal.
-    """
-    if facts["protocol"] != PROTOCOL:
-        older = "on the board" if facts["protocol"] < PROTOCOL else "here"
-        what = f"speaks board protocol {facts['protocol']}, this tvmflow speaks {PROTOCOL}"
-        raise BoardError(what, where=name, remedy=f"upgrade tvmflow {older}")
-    mine = info.versions()
-    for key, package in (("tvm", "apache-tvm"), ("tvm_ffi", "apache-tvm-ffi")):
-        theirs = str(facts["versions"].get(key, "0"))
-        if _release(theirs) != _release(mine[key]):
-            behind = _release(theirs) < _release(mine[key])
-            place, version = ("on the board", mine[key]) if behind else ("here", theirs)
-            raise BoardError(
-                f"has {package} {theirs}, this machine has {mine[key]}",
-                where=name,
-                remedy=f"upgrade {place}: pip install {package}=={version}",
-            )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", version.partition(".post")[0].partition("+")[0]))
-
-
 class _Relay:
     """The relay process between TVM's client and a board."""
 
@@ -145,6 +58,7 @@ class _Relay:
             str(board.port),
             str(patience),
         ]
+        self.patience = patience
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
@@ -191,12 +105,11 @@ class RemoteBoard:
         self.rpc: Any = None
         """TVM's own session, for calls inside of ``call``; outside of it, the ``timeout`` of ``connect`` bounds each silence."""
         who = re.sub(r"\s", "_", f"{_user()}@{platform.node()}")
-        try:
-            with self.call("open a session", CONNECT_SECONDS):
+        with ExitStack() as undo:
+            undo.callback(resources.close)
+            with self.call("open a session", relay.patience):
                 self.rpc = rpc.connect("127.0.0.1", relay.port, f"{board.key} -who={who}")
-        except BoardError:
-            resources.close()
-            raise
+            undo.pop_all()
 
     @property
     def name(self) -> str:
@@ -255,12 +168,12 @@ class RemoteBoard:
 
     def info(self) -> dict[str, Any]:
         """The board's facts as they are now, asked through the session."""
-        with self.call("tell about itself", CONNECT_SECONDS):
+        with self.call("tell about itself", self._relay.patience):
             return json.loads(str(self.rpc.get_function("tvmflow.board.info")()))
 
     def ping(self) -> None:
         """One round trip."""
-        with self.call("answer", CONNECT_SECONDS):
+        with self.call("answer", self._relay.patience):
             self.rpc.get_function("runtime.NumThreads")()
 
     def session(self, artifact: Path | str, threads: int = 0) -> RemoteSession:
@@ -291,7 +204,7 @@ class RemoteBoard:
 
     def use_threads(self, threads: int) -> None:
         """Sets the size of the remote thread pool. Raises BoardError when the board has fewer cores."""
-        with self.call(f"use {threads} threads", CONNECT_SECONDS):
+        with self.call(f"use {threads} threads", self._relay.patience):
             self.rpc.get_function("runtime.config_threadpool")(1, threads)
             got = int(self.rpc.get_function("runtime.NumThreads")())
         if got != threads:
@@ -335,107 +248,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a user without a name, as in some containers
         return str(os.getuid())
-
-
-class RemoteSession:
-    """A compiled model on a board; the same methods as the local ``Session``."""
-
-    def __init__(self, board: RemoteBoard, module: Any, path: Path, manifest: Manifest, threads: int) -> None:
-        from tvm.runtime.vm import VirtualMachine
-
-        self.path, self.manifest, self.threads = path, manifest, threads
-        self._board = board
-        board.use_threads(threads)
-        self._device = board.device(manifest.device)
-        with board.call("open the model", RUN_SECONDS):
-            self._vm: Any = VirtualMachine(module, self._device)
-
-    def __enter__(self) -> RemoteSession:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Frees the model on the board; the board stays connected."""
-        self._vm = None
-
-    def __call__(self, *arrays: Any) -> Any:
-        """Runs on arrays in the order of the inputs; one numpy array, or a list when the model has several outputs."""
-        names = [info.name for info in self.manifest.inputs]
-        if len(arrays) != len(names):
-            raise DataError(f"{len(arrays)} inputs given, the model takes {len(names)}: {', '.join(names)}", where=self.path.name)
-        outputs = list(self.run(dict(zip(names, arrays, strict=True))).values())
-        return outputs[0] if len(outputs) == 1 else outputs
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Outputs by name. Raises DataError for wrong names, shapes or dtypes, BoardError when the board fails."""
-        arrays = self._ordered(inputs)
-        with self._board.call("run the model", RUN_SECONDS):
-            self._vm.set_input("main", *[self._board.tensor(a, self._device) for a in arrays])
-            self._vm.invoke_stateful("main")
-            results = self._vm.get_outputs("main")
-            tensors = list(results) if isinstance(results, list | tuple) else [results]
-            return {info.name: tensor.numpy() for info, tensor in zip(self.manifest.outputs, tensors, strict=True)}
-
-    def benchmark(self, inputs: Mapping[str, Any], repeat: int = 10, number: int = 1) -> list[float]:
-        """Seconds per call, measured on the board: ``repeat`` times the mean of ``number`` calls. Some calls go ahead untimed."""
-        self._prepare(inputs)
-        return timed(self._board, self._vm.module, _PREPARED, self._device, [], repeat, number)
-
-    def profile(self, inputs: Mapping[str, Any], repeat: int = 10) -> list[tuple[str, float]]:
-        """Kernels in execution order with their milliseconds on the board, the median over ``repeat`` runs."""
-        self._prepare(inputs)
-        with self._board.call("profile the model", RUN_SECONDS):
-            measure = self._board.rpc.get_function("tvmflow.board.profile")
-            return [(name, ms) for name, ms in json.loads(str(measure(self._vm.module, _PREPARED, self.manifest.device, repeat)))]
-
-    def _prepare(self, inputs: Mapping[str, Any]) -> None:
-        """Binds the inputs to a function that returns nothing: outputs would cross the network inside of the measured time."""
-        arrays = self._ordered(inputs)
-        with self._board.call("take the inputs", RUN_SECONDS):
-            tensors = [self._board.tensor(a, self._device) for a in arrays]
-            self._vm.save_function("main", _PREPARED, *tensors, include_return=False)
-
-    def _ordered(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
-        if self._vm is None:
-            raise DataError("the session is closed", where=self.path.name)
-        names = [info.name for info in self.manifest.inputs]
-        for name in inputs:
-            if name not in names:
-                raise DataError(f"the model has no input {name!r}", where=self.path.name, remedy=nearest(name, names))
-        absent = [name for name in names if name not in inputs]
-        if absent:
-            raise DataError(f"missing inputs: {', '.join(absent)}", where=self.path.name)
-        return [as_input(inputs[info.name], info, self.path.name) for info in self.manifest.inputs]
-
-
-def check_board(manifest: Manifest, facts: Mapping[str, Any], path: Path, name: str) -> None:
-    """Raises ArtifactError in plain words when a board with these ``facts`` can't run an artifact."""
-    remedy = "compile for that board's target; `tvmflow targets` lists them"
-    if manifest.arch != facts["arch"]:
-        raise ArtifactError(f"it was compiled for {manifest.arch}, {name} is {facts['arch']}", where=str(path), remedy=remedy)
-    missing = sorted(set(manifest.isa_required) - set(facts["features"]))
-    if missing:
-        what = f"it needs CPU features that {name} ({facts['cpu']}) lacks: {', '.join(missing)}"
-        raise ArtifactError(what, where=str(path), remedy=remedy)
-    needed = [int(part) for part in manifest.glibc.split(".")] if manifest.glibc else []
-    if facts["glibc"] and facts["glibc"] < needed:
-        found = ".".join(map(str, facts["glibc"]))
-        raise ArtifactError(
-            f"it needs glibc {manifest.glibc}, {name} has {found}", where=str(path), remedy="upgrade the board's system"
-        )
-
-
-def timed(
-    board: RemoteBoard, module: Any, function: str, device: Any, arguments: Sequence[Any], repeat: int, number: int
-) -> list[float]:
-    """Seconds per call by TVM's evaluator on the board; the allowed silence grows with what one call was seen to take."""
-
-    def evaluate(number: int, repeat: int) -> list[float]:
-        return list(module.time_evaluator(function, device, number=number, repeat=repeat)(*arguments).results)
-
-    with board.call(f"time {function}", RUN_SECONDS):
-        once = evaluate(1, 1)[0]
-    with board.call(f"time {function}", RUN_SECONDS + 5 * once * repeat * number):
-        return evaluate(number, repeat)

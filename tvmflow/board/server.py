@@ -73,7 +73,7 @@ def serve(config: ServerConfig) -> None:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with (
         socket.create_server((config.host, config.port), family=family, backlog=64) as listener,
-        tempfile.TemporaryDirectory(prefix="tvmflow-board-") as root,
+        tempfile.TemporaryDirectory(prefix="tvmflow-board-", ignore_cleanup_errors=True) as root,
     ):
         port = listener.getsockname()[1]
         for number in (signal.SIGINT, signal.SIGTERM):
