@@ -211,3 +211,20 @@ def test_boards_are_kept(cli: Callable[..., Any], tmp_path: Path, monkeypatch: p
     assert "no boards" in cli("board", "list").out
     assert cli("board", "add", "pi", "host:port").code == 2
     assert cli("board", "add", "pi", "-t", "zen55").code == 1
+
+
+@pytest.mark.slow
+def test_board_check_of_this_machine(cli: Callable[..., Any]) -> None:
+    ran = cli("board", "check", "local", "--json")
+    checks = {check["name"]: check["ok"] for check in ran.json["checks"]}
+    assert ran.code == (0 if all(checks.values()) else 3)
+    assert checks["reachable"] and checks["versions"] and checks["session"]
+
+
+@pytest.mark.slow
+def test_doctor_of_this_machine(cli: Callable[..., Any]) -> None:
+    ran = cli("doctor", "--json")
+    checks = {check["name"]: check["ok"] for check in ran.json["checks"]}
+    assert ran.code == (0 if all(checks.values()) else 3)
+    assert checks["apache-tvm"] and checks["tvm works"]
+    assert all(check.keys() == {"name", "ok", "detail", "remedy"} for check in ran.json["checks"])
