@@ -98,6 +98,13 @@ def test_the_file_carries_recipe_and_origin_and_leaves_nothing_behind(tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["params.json"]
 
 
+def test_shifts_are_stored_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    means = {"/c/Conv": np.array([1 / 3, -2e-17])}
+    save_qparams(path, params(), PLAN, load_recipe("int8"), Origin(), means)
+    assert read_params_file(path).shifts == {"/c/Conv": (1 / 3, -2e-17)}
+
+
 def test_editing_a_site_changes_those_that_share_it(tmp_path: Path) -> None:
     loaded = load_qparams(edited(tmp_path, conv={"scale": [0.5], "zero_point": 3}), PLAN)
     assert loaded["/p/Pool"] is loaded["/c/Conv"]

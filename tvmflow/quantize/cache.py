@@ -9,12 +9,15 @@ import hashlib
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from tvmflow import __version__
 from tvmflow.data import DataSet
 from tvmflow.errors import ConfigError
 from tvmflow.model import Model
 from tvmflow.quantize.calibrate import Calibration, Run, SiteStats, calibrate
+from tvmflow.quantize.center import Shifts, centerable, channel_means
+from tvmflow.quantize.graph import view
 from tvmflow.quantize.plan import Plan
 from tvmflow.quantize.qparams import from_entries, to_entries, write_json
 from tvmflow.quantize.recipe import Recipe
@@ -63,6 +66,29 @@ def write_cache(work_dir: Path, key: str, calibration: Calibration, plan: Plan) 
     sites = to_entries(c.qparams, plan)
     write_json(path, _File(SCHEMA, __version__, c.samples, c.convergence, c.notes, c.stats, sites))
     return path
+
+
+class _Shifts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    schema: int
+    shifts: dict[str, tuple[float, ...]]
+
+
+def channel_means_cached(model: Model, data: DataSet, run: Run, work_dir: Path) -> Shifts:
+    """:func:`tvmflow.quantize.center.channel_means`, or its result from the cache. Raises ConfigError when the file is damaged."""
+    if not model.sha256:
+        return channel_means(model, data, run)
+    tensors = centerable(view(model.module))
+    parts = (SCHEMA, __version__, model.sha256, data.sha256, tensors)
+    path = cache_path(work_dir, hashlib.sha256(msgspec.json.encode(parts)).hexdigest()).with_suffix(".center.json")
+    if not path.exists():
+        found = channel_means(model, data, run)
+        write_json(path, _Shifts(SCHEMA, {t: tuple(m.tolist()) for t, m in found.items()}))
+        return found
+    try:
+        stored = msgspec.json.decode(path.read_bytes(), type=_Shifts)
+    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"a damaged calibration cache: {error}", where=str(path), remedy="delete this file") from error
+    return {t: np.array(m, np.float64) for t, m in stored.shifts.items()}
 
 
 def calibrate_cached(

@@ -84,17 +84,32 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ParamsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Content of a parameter file. ``sites`` holds either an entry or the id of the site that is shared."""
+    """Content of a parameter file. ``sites`` holds either an entry or the id of the site that is shared.
+
+    ``shifts`` are the channel means that the model must be centred with before these parameters fit it.
+    """
 
     schema: int
     origin: Origin
     recipe: Recipe
     sites: dict[str, dict[str, object]]
+    shifts: dict[str, tuple[float, ...]] = {}
 
 
-def save_qparams(path: Path, qparams: Mapping[str, QParam], plan: Plan, recipe: Recipe, origin: Origin) -> None:
-    """Write the parameters with the recipe and the origin they came from. An older file stays intact if writing fails."""
-    content = ParamsFile(SCHEMA, origin, recipe, to_entries(qparams, plan))
+def save_qparams(
+    path: Path,
+    qparams: Mapping[str, QParam],
+    plan: Plan,
+    recipe: Recipe,
+    origin: Origin,
+    shifts: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write the parameters with the recipe and the origin they came from. An older file stays intact if writing fails.
+
+    ``shifts`` are those of :func:`tvmflow.quantize.center.channel_means`, when the model was centred with them.
+    """
+    listed = {name: tuple(float(v) for v in shift) for name, shift in (shifts or {}).items()}
+    content = ParamsFile(SCHEMA, origin, recipe, to_entries(qparams, plan), listed)
     write_json(path, content)
 
 

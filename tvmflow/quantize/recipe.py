@@ -115,6 +115,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     default: QuantConfig = QuantConfig()
     rules: tuple[Rule, ...] = ()
+    center: bool = True
+    """Move channel means of linear tensors into the biases around them (:mod:`tvmflow.quantize.center`); free at run time."""
     description: str = ""
 
     def config_for(self, op: str, layer: str) -> QuantConfig | None:
