@@ -207,7 +207,7 @@ def test_an_interrupted_calibration_leaves_no_cache_and_a_damaged_one_is_named(t
     np.savez(tmp_path / "d.npz", image=np.concatenate([s["image"] for s in samples(10)]))
     data = load_data(tmp_path / "d.npz", (INPUT,))
     recipe = load_recipe("int8")
-    key = cache_key("cafe", data.sha256, recipe, PLAN)
+    key = cache_key(conv_pool(), data.sha256, recipe, PLAN)
 
     def interrupted(what: str, done: int, total: int) -> None:
         if done == 5:

@@ -36,9 +36,17 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sites: dict[str, dict[str, object]]
 
 
-def cache_key(model_sha256: str, data_sha256: str, recipe: Recipe, plan: Plan) -> str:
-    """Hex key of a calibration: content of the model's file and of the data as preprocessed, recipe, plan, version."""
-    parts = (SCHEMA, __version__, model_sha256, data_sha256, msgspec.to_builtins(recipe), msgspec.to_builtins(plan))
+def cache_key(model: Model, data_sha256: str, recipe: Recipe, plan: Plan) -> str:
+    """Hex key of a calibration: content of the model's file and of the data as preprocessed, stages run, recipe, plan, version."""
+    parts = (
+        SCHEMA,
+        __version__,
+        model.sha256,
+        model.history,
+        data_sha256,
+        msgspec.to_builtins(recipe),
+        msgspec.to_builtins(plan),
+    )
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
@@ -74,7 +82,7 @@ class _Shifts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def channel_means_cached(model: Model, data: DataSet, run: Run, work_dir: Path) -> Shifts:
-    """:func:`tvmflow.quantize.center.channel_means`, or its result from the cache. Raises ConfigError when the file is damaged."""
+    """:func:`tvmflow.quantize.center.channel_means`, or its result from the cache. Raises ConfigError for a damaged file."""
     if not model.sha256:
         return channel_means(model, data, run)
     tensors = centerable(view(model.module))
@@ -97,7 +105,7 @@ def calibrate_cached(
     """:func:`calibrate`, or its result from the cache when nothing it depends on has changed. Raises what calibrate raises."""
     if not model.sha256:  # built in memory without a hash: nothing to recognise it by
         return calibrate(model, plan, recipe, data, run, progress)
-    key = cache_key(model.sha256, data.sha256, recipe, plan)
+    key = cache_key(model, data.sha256, recipe, plan)
     found = read_cache(work_dir, key, plan)
     if found is None:
         found = calibrate(model, plan, recipe, data, run, progress)
