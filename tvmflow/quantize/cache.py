@@ -37,7 +37,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def cache_key(model: Model, data_sha256: str, recipe: Recipe, plan: Plan) -> str:
-    """Hex key of a calibration: content of the model's file and of the data as preprocessed, stages run, recipe, plan, version."""
+    """Hex key of a calibration: content of model and prepared data, stages run, recipe, plan, version."""
     parts = (
         SCHEMA,
         __version__,
