@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from tvmflow.flow.lower import Lowered, Shapes, executor, host_runner, lower, operators
+from tvmflow.flow.lower import Lowered, Shapes, host_runner, library_runner, lower, operators
 from tvmflow.target import Target, get_target
 from tvmflow.trace import Progress, Trace, silent
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tvmflow.build.artifact import Artifact
     from tvmflow.build.manifest import Manifest, Vector
     from tvmflow.model import TensorInfo
-    from tvmflow.quantize.calibrate import Executable
     from tvmflow.schedule.apply import ScheduledKernel
 
 SELF_TESTS = 2
@@ -109,14 +108,12 @@ def compile(  # noqa: A001  the verb of the product
     trace.show("schedule", scheduled.module)
     with trace.stage("build"):
         built = compile_module(scheduled.module, chosen)
-    with trace.stage("self-test"):
-        here = executor(built.executable) if chosen == get_target("native") else host_runner(lowered.model.module)
-        vectors = self_tests(lowered, here)
     counts = {"total": len(kernels) + len(built.generic), "specialised": len(kernels), "tuned": sum(k.tuned for k in kernels)}
     manifest = describe(lowered, chosen, kernels, counts, constant_bytes(scheduled.module), log.name)
     name = f"{lowered.model.name}-{chosen.name}-{lowered.precision}.so"
+    tests = self_tests(lowered) if not runs_here(chosen) else lambda library: self_tests(lowered, library)
     with trace.stage("package"):
-        artifact = package(built.executable, manifest, vectors, chosen, Path(work_dir) / "artifacts" / name)
+        artifact = package(built.executable, manifest, tests, chosen, Path(work_dir) / "artifacts" / name)
     report = CompileReport(
         artifact=str(artifact.path),
         bytes=artifact.bytes,
@@ -134,17 +131,26 @@ def compile(  # noqa: A001  the verb of the product
     return CompileResult(artifact, report, lowered)
 
 
-def self_tests(lowered: Lowered, run: Executable) -> list[Vector]:
-    """Inputs (a calibration sample first, then seeded noise) with the outputs that ``run``, on this machine, computes for them."""
+def runs_here(target: Target) -> bool:
+    """Whether this machine can execute code for ``target``."""
+    from tvmflow.runtime import cpu
+
+    return target.cuda is None and target.arch == cpu.arch() and cpu.features() >= set(target.features)
+
+
+def self_tests(lowered: Lowered, library: Path | None = None) -> list[Vector]:
+    """Inputs (a calibration sample first, then seeded noise) with their outputs.
+
+    ``library`` is the compiled program where this machine can run it; without one the same kernels are compiled for this machine.
+    """
+    run = host_runner(lowered.model.module) if library is None else library_runner(library)
     data = lowered.quantization.data if lowered.quantization else None
     rng = np.random.default_rng(0)
-    vectors: list[Vector] = []
+    inputs = [[_noise(i, rng) for i in lowered.model.inputs] for _ in range(SELF_TESTS)]
     if data is not None:
         sample = next(iter(data))
-        vectors.append(([sample[i.name] for i in lowered.model.inputs], []))
-    while len(vectors) < SELF_TESTS:
-        vectors.append(([_noise(i, rng) for i in lowered.model.inputs], []))
-    return [(inputs, run(inputs)) for inputs, _ in vectors]
+        inputs[0] = [sample[i.name] for i in lowered.model.inputs]
+    return [(arrays, run(arrays)) for arrays in inputs]
 
 
 def _noise(info: TensorInfo, rng: np.random.Generator) -> np.ndarray:

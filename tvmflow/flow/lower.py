@@ -11,6 +11,7 @@ import numpy as np
 
 from tvmflow.errors import UsageError
 from tvmflow.model import Model
+from tvmflow.runtime import cpu
 from tvmflow.target import Target, get_target
 from tvmflow.trace import Trace
 
@@ -169,15 +170,24 @@ def host_runner(module: tvm.IRModule) -> Executable:
 
     native = get_target("native")
     scheduled, _ = schedule(lower_float(Model(module, (), (), "host")), native)
-    return executor(compile_module(scheduled.module, native).executable)
+    return _runner(compile_module(scheduled.module, native).executable)
 
 
-def executor(executable: Any) -> Executable:
-    """A Relax VM executable of this machine as a function on numpy arrays."""
+def library_runner(library: Path) -> Executable:
+    """A compiled program, linked for this machine, as a function on numpy arrays."""
     import tvm
-    from tvm import relax
 
-    machine = relax.VirtualMachine(executable, tvm.cpu())
+    return _runner(tvm.runtime.load_module(str(library)))
+
+
+def _runner(program: Any) -> Executable:
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    from tvmflow.runtime.session import prepare_thread_pool
+
+    prepare_thread_pool(cpu.physical_cores())
+    machine = VirtualMachine(program, tvm.cpu())
 
     def run(arguments: Sequence[np.ndarray]) -> list[np.ndarray]:
         result = machine["main"](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arguments])

@@ -137,8 +137,9 @@ def write_quantize_report(path: Path, lowered: Lowered, errors: Sequence[LayerEr
         param, stats = found.params[site.id], found.stats.get(site.id)
         counts = stats.counts if stats else ()
         scale, channels = float(param.scale.max()), int(param.scale.size)
+        low, high = (stats.low, stats.high) if stats else (param.low, param.high)
         ranges.append(
-            rd.TensorRange(site.id, site.role, param.low, param.high, scale, param.zero_point, channels, counts, param.observer)
+            rd.TensorRange(site.id, site.role, low, high, scale, param.zero_point, channels, counts, param.observer)
         )
     write_report(
         path,
@@ -149,6 +150,7 @@ def write_quantize_report(path: Path, lowered: Lowered, errors: Sequence[LayerEr
             errors=tuple(rd.LayerError(e.layer, ops.get(e.layer, ""), _finite(e.sqnr_db)) for e in errors),
             coverage=coverage(operators(lowered)),
             ranges=tuple(ranges),
-            notes=(*lowered.notes, *(f"{a.layer}: {a.finding}; {a.remedy}" for a in advice)),
+            advice=tuple(rd.Advice(a.layer, a.finding, a.remedy) for a in advice),
+            notes=lowered.notes,
         ),
     )

@@ -76,11 +76,14 @@ def flatten_pixels(spec: Conv2d) -> Conv2d:
 
 
 def pick_dot(names: tuple[str, ...], spec: Conv2d) -> Dot:
-    """The preferred instruction, narrowed until its lanes are not more than the outputs of a group."""
-    dot = BY_NAME[names[0]]
-    while dot.narrower and dot.lanes > spec.oc // spec.groups:
-        dot = BY_NAME[dot.narrower]
-    return dot
+    """The preferred instruction; where a group has fewer outputs than lanes, the narrower one that computes the fewest in vain."""
+    outputs = spec.oc // spec.groups
+    chain = [BY_NAME[names[0]]]
+    while chain[-1].lanes > outputs and chain[-1].narrower:
+        chain.append(BY_NAME[chain[-1].narrower])
+    if chain[0].lanes > outputs and chain[-1].narrower:
+        chain.append(BY_NAME[chain[-1].narrower])
+    return min(chain, key=lambda dot: (ceil(outputs / dot.lanes) * dot.lanes, -dot.lanes))
 
 
 def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[ConvTile]:

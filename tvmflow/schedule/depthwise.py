@@ -27,10 +27,11 @@ Expr = Any
 
 
 class DepthwiseTile(msgspec.Struct, frozen=True, tag="depthwise"):
-    """``mw`` outputs of a row are computed together."""
+    """``mw`` outputs of a row are computed together; ``rows`` rows share the weights that were packed for them."""
 
     dot: str
     mw: int
+    rows: int = 4
     threads: bool = True
 
 
@@ -47,7 +48,9 @@ def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[Dept
     for mw in range(1, min(spec.ow, 16) + 1):
         # accumulators, the weights of all columns, and a few columns in flight
         if (mw + row_groups * spec.kw + 4) * dot.regs_per_acc <= registers or mw == 1:
-            yield DepthwiseTile(dot.name, mw)
+            for rows in (1, 4, 16):
+                if rows == 1 or rows < 2 * spec.n * spec.oh:
+                    yield DepthwiseTile(dot.name, mw, min(rows, spec.n * spec.oh))
 
 
 def estimate(spec: Conv2d, tile: DepthwiseTile) -> float:
@@ -58,8 +61,11 @@ def estimate(spec: Conv2d, tile: DepthwiseTile) -> float:
     pack = columns * (2 * spec.kh) / 2
     multiply = tile.mw * spec.kw * row_groups / 2
     body = max(pack + multiply, 5.0 * spec.kw * row_groups / max(tile.mw, 1)) + 4.0 * tile.mw + 8
+    weights = spec.kw * spec.kh * 2 + 40
     vectors = ceil(spec.oc / dot.lanes)
-    return spec.n * spec.oh * ceil(spec.ow / tile.mw) * vectors * body
+    chunks = ceil(spec.n * spec.oh / tile.rows)
+    idle = 0.02 * tile.rows  # long chunks leave threads without work at the end, and pixels fall out of L1 between vectors
+    return chunks * vectors * (weights + tile.rows * ceil(spec.ow / tile.mw) * body * (1 + idle))
 
 
 def default_tile(spec: Conv2d, names: tuple[str, ...], registers: int) -> DepthwiseTile:
@@ -67,15 +73,11 @@ def default_tile(spec: Conv2d, names: tuple[str, ...], registers: int) -> Depthw
 
 
 def pack(spec: Conv2d, tile: DepthwiseTile, consts: list[Array]) -> list[Array]:
-    """Weights as ``[row groups, kw, channels, group]``; the input's zero point moves into the bias."""
-    group = BY_NAME[tile.dot].group
+    """Weights as ``[kh, kw, channels]``; the input's zero point moves into the bias."""
     weight, bias = consts[0].reshape(spec.oc, spec.kh, spec.kw), consts[1]
     if spec.is_integer:
         bias = (bias.astype(np.int64) - int(consts[3][0]) * weight.sum(axis=(1, 2), dtype=np.int64)).astype(np.int32)
-    row_groups = ceil(spec.kh / group)
-    padded = np.pad(weight, ((0, 0), (0, row_groups * group - spec.kh), (0, 0)))
-    packed = padded.reshape(spec.oc, row_groups, group, spec.kw).transpose(1, 3, 0, 2)
-    return [np.ascontiguousarray(packed), bias, *consts[2:]]
+    return [np.ascontiguousarray(weight.transpose(1, 2, 0)), bias, *consts[2:]]
 
 
 def emit(spec: Conv2d, tile: DepthwiseTile, name: str) -> tirx.PrimFunc:
@@ -83,7 +85,7 @@ def emit(spec: Conv2d, tile: DepthwiseTile, name: str) -> tirx.PrimFunc:
     dot = BY_NAME[tile.dot]
     params: list[tuple[str, tuple[int, ...], str]] = [
         ("x", (spec.n, spec.h, spec.w, spec.ic), spec.x),
-        ("weight", (ceil(spec.kh / dot.group), spec.kw, spec.oc, dot.group), dot.b_dtype),
+        ("weight", (spec.kh, spec.kw, spec.oc), dot.b_dtype),
         ("bias", (spec.oc,), dot.acc_dtype),
     ]
     if spec.is_integer:
@@ -104,34 +106,49 @@ def _emit_body(spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, weight: Any,
         image = Image(spec.n, spec.h, spec.w, 1, spec.ic)
         x = padded_copy(x, image, spec.pad, zero, spec.x, spec.ic, spec.n * rows * columns * spec.ic, tile.threads)
 
-    with tir.parallel_if(tile.threads, spec.n * spec.oh) as r:
-        image_index, oh = (r // spec.oh, r % spec.oh) if spec.n > 1 else (0, r)
-        corner = T.Bind((image_index * rows + oh * spec.stride[0]) * columns * spec.ic)
-        out_row = T.Bind(r * spec.ow * spec.oc)
+    rows_out = spec.n * spec.oh
+    with tir.parallel_if(tile.threads, ceil(rows_out / tile.rows)) as chunk:
+        first = chunk * tile.rows
+        r0 = T.Bind(tirx.min(first, rows_out - tile.rows) if rows_out % tile.rows else first)
 
         def channels(c: Expr, lanes: int) -> None:
             finish = tir.ConvEpilogue(spec, bias, epilogue_params, lanes, dot.acc_dtype)
             taps = _bind_weights(spec, dot, weight, c, lanes)
             finish.bind_channels(c)
-            tiles = ceil(spec.ow / tile.mw)
-            with T.serial(0, tiles) as t:
-                start = t * tile.mw
-                ow0 = T.Bind(tirx.min(start, spec.ow - tile.mw) if spec.ow % tile.mw else start)
-                base = T.Bind(corner + ow0 * spec.stride[1] * spec.ic + c)
-                acc = _multiply(spec, tile, dot, x, taps, base, columns, lanes)
-                for m, cell in enumerate(acc):
-                    finish.store(y, out_row + (ow0 + m) * spec.oc + c, cell[tir.at(0, lanes)])
+            with T.serial(0, tile.rows) as line:
+                r = r0 + line
+                image_index, oh = (r // spec.oh, r % spec.oh) if spec.n > 1 else (0, r)
+                corner = T.Bind((image_index * rows + oh * spec.stride[0]) * columns * spec.ic + c)
+                with T.serial(0, ceil(spec.ow / tile.mw)) as t:
+                    start = t * tile.mw
+                    ow0 = T.Bind(tirx.min(start, spec.ow - tile.mw) if spec.ow % tile.mw else start)
+                    base = T.Bind(corner + ow0 * spec.stride[1] * spec.ic)
+                    out = T.Bind((r * spec.ow + ow0) * spec.oc + c)
+                    for m, cell in enumerate(_multiply(spec, tile, dot, x, taps, base, columns, lanes)):
+                        finish.store(y, out + m * spec.oc, cell[tir.at(0, lanes)])
 
         tir.for_each_run(spec.oc, dot.lanes * dot.regs_per_acc, channels)
 
 
 def _bind_weights(spec: Conv2d, dot: Dot, weight: Any, c: Expr, lanes: int) -> list[list[Expr]]:
-    """Weight vectors by row group and kernel column."""
-    size = lanes * dot.group
-    return [
-        [T.Bind(weight[tir.at(((rg * spec.kw + kw) * spec.oc + c) * dot.group, size)]) for kw in range(spec.kw)]
-        for rg in range(ceil(spec.kh / dot.group))
-    ]
+    """Weight vectors by row group and kernel column, rows of a group packed like those of the image."""
+    packed = []
+    for first in range(0, spec.kh, dot.group):
+        rows = range(first, min(spec.kh, first + dot.group))
+        packed.append(
+            [
+                T.Bind(_as_weight(dot, _pack_rows(dot, [weight[tir.at((kh * spec.kw + kw) * spec.oc + c, lanes)] for kh in rows], lanes), lanes))
+                for kw in range(spec.kw)
+            ]
+        )
+    return packed
+
+
+def _as_weight(dot: Dot, words: Expr, lanes: int) -> Expr:
+    """Packed words as the vector of weights that the multiply takes."""
+    if dot.group == 1:
+        return words
+    return tirx.reinterpret(f"int{32 // dot.group}x{lanes * dot.group}", words)
 
 
 def _multiply(
@@ -150,24 +167,23 @@ def _multiply(
         rows = range(rg * dot.group, min(spec.kh, (rg + 1) * dot.group))
         for column in sorted(uses):
             offsets = [(kh * spec.dilation[0] * columns + column) * spec.ic for kh in rows]
-            packed = T.Bind(_pack_rows(dot, spec.x, [x[tir.at(base + o, lanes)] for o in offsets], lanes))
+            packed = T.Bind(_pack_rows(dot, [x[tir.at(base + o, lanes)] for o in offsets], lanes))
             for m, kw in uses[column]:
                 T.buffer_store(acc[m], dot.lanewise(acc[m][everything], packed, row_taps[kw], lanes), [everything])
     return acc
 
 
-def _pack_rows(dot: Dot, dtype: str, values: list[Expr], lanes: int) -> Expr:
-    """One word per channel that holds the elements of ``values`` in its bytes or halves."""
+def _pack_rows(dot: Dot, values: list[Expr], lanes: int) -> Expr:
+    """One word per channel with the elements of ``values`` in its bytes or halves; a plain element when group is 1."""
     if dot.group == 1:
         return values[0]
-    word = tir.lanes_of("int32", lanes)
     bits = 32 // dot.group
     total = None
     for i, value in enumerate(values):
-        if dtype == "int8" and bits == 8:
-            value = tirx.reinterpret(tir.lanes_of("uint8", lanes), value)
-        part = value.astype(word)
-        if bits == 16 and dtype == "int8":
+        if bits == 8 and str(value.ty.dtype).startswith("int8"):
+            value = tirx.reinterpret(tir.lanes_of("uint8", lanes), value)  # a byte as it is: no sign in its neighbours
+        part = value.astype(tir.lanes_of("int32", lanes))
+        if bits == 16:
             part = part & tir.splat(tir.const(0xFFFF, "int32"), lanes)
         if i:
             part = part << tir.splat(tir.const(bits * i, "int32"), lanes)

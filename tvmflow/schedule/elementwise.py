@@ -137,7 +137,7 @@ def emit_binary(spec: Binary, tile: FlatTile, name: str) -> tirx.PrimFunc:
             return requantize(product, tir.splat(rest[0][0], lanes))
 
         outer, run, a_moves, b_moves = _innermost_run(spec)
-        if not outer:
+        if not outer and a_moves and b_moves:
             _chunked(run, tile, lambda o, n: T.buffer_store(y, combine(o, o, n, n, n), [tir.at(o, n)]))
             return
         rows = prod(extent for extent, _, _ in outer)
@@ -174,8 +174,6 @@ def _innermost_run(spec: Binary) -> tuple[list[Axis], int, bool, bool]:
         if (sa > 0, sb > 0) != moves:
             break
         run, used = run * extent, used + 1
-    if moves == (True, True) and used == len(axes):
-        return [], run, True, True
     return axes[used:][::-1], run, *moves
 
 

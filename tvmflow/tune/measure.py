@@ -95,8 +95,7 @@ class MetaScheduleMeasurer:
         kind = "cuda" if self.target.cuda else "cpu"
         inputs = []
         for i in waiting:
-            buffers = modules[i]["main"].buffer_map.values()
-            info = [TensorInfo(str(b.dtype), [int(d) for d in b.shape]) for b in buffers]
+            info = [TensorInfo(str(p.dtype), [int(d) for d in p.shape]) for p in modules[i]["main"].params]
             inputs.append(RunnerInput(built[i].artifact_path, kind, info))
         for i, future in zip(waiting, self._runner.run(inputs), strict=True):
             result = future.result()
@@ -163,7 +162,7 @@ def open_board(config: Any) -> Any:
     """MetaSchedule's ``f_create_session``: through our client, which bounds every wait."""
     from tvmflow.board.rpc import connect
 
-    board = connect(config.tracker_key)
+    board = connect(config.tracker_key, timeout=RUN_SECONDS)
     board.use_threads(1)
     _BOARDS[id(board.rpc)] = board
     return board.rpc

@@ -1,0 +1,131 @@
+"""Convolutions, dense layers and matrix products: generated code equals the oracle over awkward shapes, for every instruction."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tests.numerics.kernels import check, runnable
+from tvmflow.kernels.spec import Conv2d, MatMul
+from tvmflow.schedule import conv2d, depthwise, matmul
+from tvmflow.target import get_target
+
+AWKWARD = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 24, 33))
+SMALL = st.sampled_from((1, 2, 3, 5, 7, 13))
+INTEGER = runnable(("vnni512", "vnni256", "maddwd512", "maddwd256", "maddwd128", "neon", "generic"))
+FLOAT = runnable(("fma512", "fma256", "sse", "generic_f32"))
+QUICK = settings(max_examples=12, deadline=None, derandomize=True)
+
+
+def registers(name: str) -> int:
+    return 32 if "512" in name else 16
+
+
+def storage(name: str) -> str:
+    """Stored operands that an instruction takes: VPDPBUSD wants unsigned ones, the others take any."""
+    return "uint8" if name.startswith("vnni") else "int8"
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, dtype: str) -> Conv2d:
+    groups = draw(st.sampled_from((1, 1, 1, 2, 3)))
+    spec = Conv2d(
+        n=draw(st.sampled_from((1, 1, 2))),
+        h=draw(SMALL),
+        w=draw(SMALL),
+        ic=groups * draw(AWKWARD),
+        oc=groups * draw(AWKWARD),
+        kh=draw(st.sampled_from((1, 2, 3, 5))),
+        kw=draw(st.sampled_from((1, 3, 4))),
+        stride=(draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from((1, 2, 3)))),
+        pad=(draw(st.integers(0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 2))),
+        dilation=(draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 2)))),
+        groups=groups,
+        x=dtype,
+        y=dtype,
+        residual=draw(st.booleans()),
+    )
+    assume(spec.oh > 0 and spec.ow > 0 and not spec.is_depthwise)
+    if not spec.residual and spec.is_integer and draw(st.booleans()):
+        spec = msgspec.structs.replace(spec, y="float32")
+    return spec
+
+
+@pytest.mark.parametrize("name", INTEGER)
+@QUICK
+@given(data=st.data())
+def test_integer_convolution(name: str, data: st.DataObject) -> None:
+    spec = data.draw(convolutions(storage(name)))
+    tiles = list(conv2d.space(spec, (name,), registers(name)))
+    check(spec, tiles[data.draw(st.integers(0, len(tiles) - 1))], seed=data.draw(st.integers(0, 99)))
+
+
+@pytest.mark.parametrize("name", FLOAT)
+@QUICK
+@given(data=st.data())
+def test_float_convolution(name: str, data: st.DataObject) -> None:
+    spec = data.draw(convolutions("float32"))
+    check(spec, conv2d.default_tile(spec, (name,), registers(name), 512))
+
+
+@st.composite
+def depthwise_layers(draw: st.DrawFn, dtype: str) -> Conv2d:
+    channels = draw(st.sampled_from((2, 3, 4, 7, 16, 17, 33, 64)))
+    stride, dilation = draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 1, 2)))
+    side = draw(st.sampled_from((3, 5)))
+    spec = Conv2d(
+        n=draw(st.sampled_from((1, 2))),
+        h=draw(SMALL),
+        w=draw(SMALL),
+        ic=channels,
+        oc=channels,
+        kh=side,
+        kw=draw(st.sampled_from((side, 1))),
+        stride=(stride, draw(st.sampled_from((1, 3)))),
+        pad=(draw(st.integers(0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 2)), draw(st.integers(0, 2))),
+        dilation=(dilation, dilation),
+        groups=channels,
+        x=dtype,
+        y=dtype,
+        residual=draw(st.booleans()),
+    )
+    assume(spec.oh > 0 and spec.ow > 0)
+    return spec
+
+
+@pytest.mark.parametrize("name", [*INTEGER, *FLOAT])
+@QUICK
+@given(data=st.data())
+def test_depthwise(name: str, data: st.DataObject) -> None:
+    spec = data.draw(depthwise_layers("float32" if name in FLOAT else storage(name)))
+    tiles = list(depthwise.space(spec, (name,), registers(name)))
+    check(spec, tiles[data.draw(st.integers(0, len(tiles) - 1))], seed=data.draw(st.integers(0, 99)))
+
+
+@pytest.mark.parametrize("name", [*INTEGER, *FLOAT])
+@QUICK
+@given(data=st.data())
+def test_matmul(name: str, data: st.DataObject) -> None:
+    dtype = "float32" if name in FLOAT else storage(name)
+    out = data.draw(st.sampled_from((dtype, "float32")))
+    batch = data.draw(st.sampled_from((1, 3)))
+    spec = MatMul(batch, data.draw(AWKWARD), data.draw(AWKWARD), data.draw(AWKWARD), data.draw(st.booleans()), dtype, out)
+    tiles = list(matmul.space(spec, (name,), registers(name)))
+    check(spec, tiles[data.draw(st.integers(0, len(tiles) - 1))], seed=data.draw(st.integers(0, 99)))
+
+
+def test_saturating_inputs_do_not_saturate_on_the_way() -> None:
+    """All operands at their extremes: pmaddubsw would clip the pairs, and a layer on AVX2 would differ from one with VNNI."""
+    spec = Conv2d(1, 4, 4, 64, 16, 3, 3, x="uint8", y="float32")
+    x = np.full((1, 4, 4, 64), 255, np.uint8)
+    weight = np.full((16, 3, 3, 64), 127, np.int8)
+    args = [x, weight, np.zeros(16, np.int32), np.ones(16, np.float32), np.array([0, 0, 0, 255], np.int32)]
+    from tests.numerics.kernels import run
+
+    for name in runnable(("vnni512", "maddwd512", "maddwd256", "maddwd128")):
+        tile = conv2d.default_tile(spec, (name,), registers(name), 512)
+        got = run(spec, tile, list(args), get_target("native"))
+        np.testing.assert_array_equal(got, np.full(spec.out_shape, 255.0 * 127 * 576, np.float32))
