@@ -140,9 +140,9 @@ def write_proto(model: Any, path: Path) -> None:
 
 
 def external_files(path: Path) -> list[Path]:
-    """Files of external data that an ONNX file names, in order of first use; none when it can't be parsed (the worker says why)."""
+    """Files of external data that an ONNX file names, in order; none when it can't be parsed (the worker says why)."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(path, load_external_data=False)

@@ -55,7 +55,7 @@ def onnx_references(model: onnx.ModelProto, path: Path | None) -> Iterator[Frame
         evaluator = ReferenceEvaluator(model)
     except (NotImplementedError, RuntimeError, TypeError, ValueError):
         return
-    yield Framework(lambda feeds: evaluator.run(outputs, dict(feeds)), f"onnx.reference {onnx.__version__}", (Exception,))
+    yield Framework(lambda feeds: list(evaluator.run(outputs, dict(feeds))), f"onnx.reference {onnx.__version__}", (Exception,))
 
 
 def run_module(module: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
@@ -90,7 +90,7 @@ def compare(
     ImportMismatch : another shape or type, or an error above ``tolerance``
     """
     worst = 0.0
-    for g, w, info in zip(got, want, outputs):
+    for g, w, info in zip(got, want, outputs, strict=True):
         w = np.asarray(w)
         where = f"output {info.name!r}"
         if g.shape != w.shape or g.dtype != w.dtype:
@@ -104,7 +104,7 @@ def compare(
         if not (error <= allowed).all():
             index = int(np.argmax(error - allowed))
             raise ImportMismatch(
-                f"differs from {against} by {error.flat[index]:.4g} where {np.broadcast_to(allowed, error.shape).flat[index]:.4g} is allowed"
+                f"differs from {against} by {error.flat[index]:.4g} where {allowed.flat[index]:.4g} is allowed"
                 f" (got {g.flat[index]}, expected {w.flat[index]}; {np.mean(error > allowed):.1%} of {g.size} elements)",
                 where=where,
                 remedy=REMEDY,

@@ -35,7 +35,7 @@ def fold(graph: Graph) -> bool:
             kept.append(node)
             continue
         changed = True
-        for name, value in zip(node.output, results):
+        for name, value in zip(node.output, results, strict=False):
             if name in outputs:  # an output stays one, of a constant
                 kept.append(make("Identity", [graph.add_const(name, value)], [name], node.name))
             elif name:
@@ -90,7 +90,7 @@ def run_node(node: onnx.NodeProto, graph: Graph) -> list[np.ndarray] | None:
     except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError, AssertionError):
         # Left in the graph, where the import of the node itself reports what is wrong with it.
         return None
-    named = dict(zip([name for name in node.output if name], found))
+    named = dict(zip([name for name in node.output if name], found, strict=False))
     return [np.asarray(named[name]) if name else np.zeros(0) for name in node.output]
 
 

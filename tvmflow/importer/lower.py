@@ -1,4 +1,4 @@
-"""Our own converters, for operators that TVM's frontend turns into opaque loops, lacks, or gets wrong: ONNX node -> Relax operators.
+"""Our own converters of ONNX nodes to Relax, for what TVM's frontend turns into opaque loops, lacks, or gets wrong.
 
 Each takes ``(bb, inputs, attrs)`` as TVM's converters do; constants are still constants here.
 """
@@ -72,9 +72,9 @@ def pad(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any])
     if any(n < 0 for n in before + after):
         shape = sizes(x)
         begin = [max(0, -n) for n in before]
-        end = [size - max(0, -n) for size, n in zip(shape, after)]
+        end = [size - max(0, -n) for size, n in zip(shape, after, strict=True)]
         x = bb.normalize(R.strided_slice(x, list(range(rank)), begin, end))
-    widths = [max(0, n) for pair in zip(before, after) for n in pair]
+    widths = [max(0, n) for pair in zip(before, after, strict=True) for n in pair]
     if any(widths):
         if str(x.ty.dtype) == "bool":
             return R.astype(R.nn.pad(R.astype(x, "int8"), widths, pad_value=float(fill)), "bool")

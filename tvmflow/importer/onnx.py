@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import tvm
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import external_data_helper, inliner
 from tvm import IRModule, relax
 from tvm.ir import GenericConst
@@ -176,11 +176,11 @@ def convert(graph: Graph, say: Say) -> IRModule:
             for node in graph.nodes:
                 say(describe(node))
                 results = convert_node(node, [values[n] if n else None for n in node.input], bb, graph, names)
-                values.update({name: result for name, result in zip(node.output, results) if name})
+                values.update({name: result for name, result in zip(node.output, results, strict=False) if name})
             outputs = [values[value.name] for value in graph.outputs]
             output = bb.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
         bb.emit_func_output(output)
-    return tidy(rename(bb.get(), names, {p.name: v.name for p, v in zip(params, graph.inputs)}))
+    return tidy(rename(bb.get(), names, {p.name: v.name for p, v in zip(params, graph.inputs, strict=True)}))
 
 
 def convert_node(

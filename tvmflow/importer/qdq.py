@@ -5,12 +5,13 @@
     Before   y = QLinearConv(x, xs, xz, w, ws, wz, ys, yz, b)
     After    y = QuantizeLinear(Conv(DequantizeLinear(x), DequantizeLinear(w), DequantizeLinear(b)), ys, yz)
 
-So every quantized model reaches Relax as ``R.dequantize`` / ``R.quantize`` around float operators, and realize has one form to read.
+Every quantized model reaches Relax as ``R.dequantize`` / ``R.quantize`` around float operators: the one form that realize reads
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,7 +36,7 @@ class Body:
     def __init__(self, node: onnx.NodeProto, graph: Graph) -> None:
         self.node, self.graph, self.made = node, graph, list[onnx.NodeProto]()
 
-    def emit(self, op: str, inputs: Sequence[str], output: str = "", **attrs: object) -> str:
+    def emit(self, op: str, inputs: Sequence[str], output: str = "", **attrs: Any) -> str:
         """Adds a node; the one that computes the quantized node's output carries its name."""
         output = output or self.graph.fresh(self.node.name)
         name = self.node.name if output == self.node.output[0] else f"{self.node.name}/{op}.{len(self.made) + 1}"
@@ -189,10 +190,9 @@ def scaled_integer_product(node: onnx.NodeProto, graph: Graph) -> list[onnx.Node
         if integer is None or integer.op_type not in ("MatMulInteger", "ConvInteger"):
             continue
         readers = graph.readers()
-        sources = [graph.producer(name) for name in scales.input]
-        a_scale = next((n for n, p in zip(scales.input, sources) if p is not None and p.op_type == "DynamicQuantizeLinear"), "")
         b_scale = next((n for n in scales.input if graph.const(n) is not None), "")
-        if not a_scale or not b_scale or readers[product] > 1 or readers[cast.input[0]] > 1:
+        a_scale = next((n for n in scales.input if n != b_scale), "")
+        if not b_scale or scale_of(integer.input[0], graph) != a_scale or readers[product] > 1 or readers[cast.input[0]] > 1:
             continue
         body = Body(node, graph)
         a, b, a_zero, b_zero = (graph.operand(integer, k) for k in range(4))
@@ -202,6 +202,16 @@ def scaled_integer_product(node: onnx.NodeProto, graph: Graph) -> list[onnx.Node
         body.emit("Conv" if conv else "MatMul", [left, right], node.output[0], **(attributes(integer) if conv else {}))
         return body.made
     return None
+
+
+def scale_of(q: str, graph: Graph) -> str:
+    """The scale under which a tensor was quantized, "" when that is not known."""
+    source = graph.producer(q)
+    if source is None:
+        return ""
+    if source.op_type == "DynamicQuantizeLinear":
+        return source.output[1]
+    return source.input[1] if source.op_type == "QuantizeLinear" else ""
 
 
 @rule("DynamicQuantizeLinear")

@@ -141,7 +141,7 @@ def check_type(name: str, graph: Graph, where: str) -> None:
         raise UnsupportedOperator("its type can't be inferred", where=where, remedy=CUT)
     if str(dtype) not in DTYPES:
         raise UnsupportedOperator(
-            f"elements of type {'string' if dtype == object else dtype} have no kernels",
+            f"elements of type {'string' if dtype.kind == 'O' else dtype} have no kernels",
             where=where,
             remedy="convert them to a usual number type",
         )

@@ -59,7 +59,7 @@ def fix_one(value: onnx.ValueInfoProto, shape: tuple[int, ...], symbols: dict[st
             where=where,
             remedy="give one number each",
         )
-    for index, (dim, size) in enumerate(zip(dims, shape)):
+    for index, (dim, size) in enumerate(zip(dims, shape, strict=True)):
         fixed = dim.dim_value if dim.HasField("dim_value") else symbols.get(dim.dim_param, size)
         if fixed != size:
             raise ModelError(

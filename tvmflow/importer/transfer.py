@@ -9,7 +9,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.ir import Expr, GenericConst
 
-from tvmflow.importer.names import with_main, substitute
+from tvmflow.importer.names import substitute, with_main
 
 INLINE = 64
 """Elements up to which a constant stays in the JSON."""
@@ -33,7 +33,7 @@ def save(module: IRModule, directory: Path) -> None:
     body = substitute(func.body.body, lift)
     lifted = with_main(module, [*func.params, *params], bindings, body)
     (directory / "module.json").write_text(tvm.ir.save_json(lifted))
-    np.savez(directory / "constants.npz", **{name: np.asarray(a) for name, a in arrays.items()})
+    np.savez(directory / "constants.npz", allow_pickle=False, **arrays)
 
 
 def load(directory: Path) -> IRModule:

@@ -71,7 +71,7 @@ def in_child(
     WorkerCrashed : it died or hung; says on what it was working
     """
     for index, sample in enumerate(samples):
-        np.savez(directory / f"samples_{index}.npz", **sample)
+        np.savez(directory / f"samples_{index}.npz", allow_pickle=False, **sample)
     (directory / "job.json").write_bytes(msgspec.json.encode(job))
     log = directory / "log"
     root = Path(__file__).resolve().parents[2]

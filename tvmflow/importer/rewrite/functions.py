@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 from onnx import defs, helper, inliner, numpy_helper
 
@@ -37,10 +39,10 @@ def expand(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
     version = graph.opsets.get(node.domain, graph.opset)
     if not defs.has(node.op_type, version, node.domain):
         return None
-    schema = defs.get_schema(node.op_type, version, node.domain)
+    schema: Any = defs.get_schema(node.op_type, version, node.domain)
     if not (schema.has_function or schema.has_context_dependent_function):
         return None
-    model = alone(node, graph)
+    model = alone(complete(node, schema), graph)
     if model is None:
         return None
     try:
@@ -50,6 +52,16 @@ def expand(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
     if len(body) == 1 and body[0].op_type == node.op_type:
         return None
     return scoped(list(body), node, graph)
+
+
+def complete(node: onnx.NodeProto, schema: Any) -> onnx.NodeProto:
+    """The node with all its attributes: the inliner forgets defaults."""
+    full = onnx.NodeProto()
+    full.CopyFrom(node)
+    given = {attribute.name for attribute in node.attribute}
+    defaults = [a.default_value for name, a in schema.attributes.items() if name not in given]
+    full.attribute.extend(value for value in defaults if value.type != onnx.AttributeProto.UNDEFINED)
+    return full
 
 
 def alone(node: onnx.NodeProto, graph: Graph) -> onnx.ModelProto | None:

@@ -44,7 +44,8 @@ def widen_half(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | Non
     """Op(float16) -> Cast to float32, Op, Cast back; constants are converted at once."""
     if str(graph.dtype(node.input[0])) != "float16":
         return None
-    made, inputs = [], []
+    made: list[onnx.NodeProto] = []
+    inputs: list[str] = []
     for name in node.input:
         if not name or str(graph.dtype(name)) != "float16":
             inputs.append(name)
@@ -55,7 +56,7 @@ def widen_half(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | Non
             made.append(make("Cast", [name], [inputs[-1]], f"{node.name}/float32.{len(made) + 1}", to=TensorProto.FLOAT))
     wide = [graph.fresh(node.name) if name else "" for name in node.output]
     made.append(make(node.op_type, inputs, wide, f"{node.name}/{node.op_type}", **attributes(node)))
-    for index, (inner, name) in enumerate(zip(wide, node.output)):
+    for index, (inner, name) in enumerate(zip(wide, node.output, strict=True)):
         if name:
             made.append(
                 make("Cast", [inner], [name], node.name if index == 0 else f"{node.name}:{index}", to=TensorProto.FLOAT16)

@@ -5,6 +5,8 @@ TVM's own resize stays where it is exact and quantizable: nearest, by integer fa
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper
@@ -44,7 +46,7 @@ def per_axis(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
     mode = attrs.get("mode", "nearest")
     sizes = [matrix.shape[0] for matrix in scales]
     if mode == "nearest" and exact_in_tvm(shape, scales):
-        repeat = np.array([new / old for old, new in zip(shape, sizes)], np.float32)
+        repeat = np.array([new / old for old, new in zip(shape, sizes, strict=True)], np.float32)
         options = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         if len(node.input) == 3 and {**attrs, **options} == attrs:
             return None
@@ -71,7 +73,7 @@ def exact_in_tvm(shape: tuple[int, ...], matrices: list[np.ndarray]) -> bool:
     """Whether a nearest resize repeats whole pixels of an NCHW tensor."""
     if len(shape) != 4 or matrices[0].shape[0] != shape[0] or matrices[1].shape[0] != shape[1]:
         return False
-    for size, matrix in zip(shape[2:], matrices[2:]):
+    for size, matrix in zip(shape[2:], matrices[2:], strict=True):
         factor = matrix.shape[0] // size
         if factor < 1 or not np.array_equal(matrix, np.repeat(np.eye(size, dtype=matrix.dtype), factor, axis=0)):
             return False
@@ -105,7 +107,7 @@ def factors(node: onnx.NodeProto, shape: tuple[int, ...], graph: Graph) -> list[
     sizes = None if old else graph.const(graph.operand(node, 3))
     policy = attrs.pop("keep_aspect_ratio_policy", "stretch")
     if sizes is not None and sizes.size:
-        wanted = [float(size) / shape[axis] for size, axis in zip(sizes, axes)]
+        wanted = [float(size) / shape[axis] for size, axis in zip(sizes, axes, strict=True)]
         if policy != "stretch":
             common = (min if policy == "not_larger" else max)(wanted)
             sizes = np.array([int(np.floor(common * shape[axis] + 0.5)) for axis in axes])
@@ -113,17 +115,17 @@ def factors(node: onnx.NodeProto, shape: tuple[int, ...], graph: Graph) -> list[
         lengths = [int(size) for size in sizes]
     elif scales is not None and scales.size:
         wanted = [float(scale) for scale in scales]
-        lengths = [int(np.floor(np.float32(scale) * shape[axis])) for scale, axis in zip(scales, axes)]
+        lengths = [int(np.floor(np.float32(scale) * shape[axis])) for scale, axis in zip(scales, axes, strict=True)]
     else:
         return None
     if old:
         attrs.update(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
     if attrs.get("coordinate_transformation_mode") == "align_corners" and any(
-        scale * shape[axis] != length for axis, scale, length in zip(axes, wanted, lengths)
+        scale * shape[axis] != length for axis, scale, length in zip(axes, wanted, lengths, strict=True)
     ):
         return None  # onnxruntime and the specification disagree
     matrices = [np.eye(size, dtype=np.float32) for size in shape]
-    for axis, scale, length in zip(axes, wanted, lengths):
+    for axis, scale, length in zip(axes, wanted, lengths, strict=True):
         if length != shape[axis] or scale != 1.0:
             matrix = one_axis(shape[axis], scale, length if sizes is not None and sizes.size else None, attrs)
             if matrix.shape[0] != length:
@@ -132,7 +134,7 @@ def factors(node: onnx.NodeProto, shape: tuple[int, ...], graph: Graph) -> list[
     return matrices
 
 
-def one_axis(size: int, scale: float, length: int | None, attrs: dict[str, object]) -> np.ndarray:
+def one_axis(size: int, scale: float, length: int | None, attrs: dict[str, Any]) -> np.ndarray:
     """Resize of the rows of an identity matrix, by ``scale`` or to ``length`` rows."""
     inputs = ["x", "", "scales"] if length is None else ["x", "", "", "sizes"]
     node = make("Resize", inputs, ["y"], "one_axis", axes=[0], **attrs)

@@ -62,7 +62,7 @@ def constant_branch(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] 
         copy.input[:] = [scoped.get(name, name) for name in child.input]
         copy.output[:] = [scoped.get(name, name) for name in child.output]
         made.append(copy)
-    for index, (result, inner) in enumerate(zip(node.output, branch.output)):
+    for index, (result, inner) in enumerate(zip(node.output, branch.output, strict=True)):
         made.append(
             make("Identity", [scoped.get(inner.name, inner.name)], [result], node.name if index == 0 else f"{node.name}:{index}")
         )
