@@ -16,14 +16,12 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from tvmflow.quantize.graph import Graph
-from tvmflow.quantize.patterns import MOVEMENT, clamp_of
+from tvmflow.quantize.patterns import MOVEMENT, MOVES_FLOAT, clamp_of
 from tvmflow.quantize.plan import Group, Site
 
 ANCHORS = frozenset({"conv2d", "depthwise", "dense", "matmul"})
 COMBINING = frozenset({"add", "mul", "concat"})
 MOVING = frozenset(MOVEMENT.values())
-MOVES_FLOAT = "moves float32 data"
-"""Reason of data movement among float layers, which computes nothing."""
 
 
 def resolve(graph: Graph, groups: Sequence[Group], pinned: Set[str]) -> tuple[tuple[Group, ...], frozenset[str]]:

@@ -79,4 +79,4 @@ def evaluate(graph: Graph, bindings: Sequence[str], source: str, values: Values)
 def scalar(expr: relax.Expr) -> float:
     """Value of a constant of one element, or of a number such as the bounds of ``clip``."""
     constant = constant_of(expr)
-    return float(constant.reshape(-1)[0]) if constant is not None else float(expr)
+    return float(constant.reshape(-1)[0]) if constant is not None else float(expr.value)

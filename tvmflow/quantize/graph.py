@@ -88,11 +88,13 @@ def rebuild(expr: relax.Expr, replace: Callable[[relax.Var], relax.Expr]) -> rel
 
 
 def op_of(expr: relax.Expr) -> str:
-    """Operator without its ``relax.`` prefixes: ``conv2d``, ``add``, ...; ``get_item`` and ``copy`` for what is no call."""
+    """Operator without its ``relax.`` prefixes: ``conv2d``, ``add``, ...; ``get_item``, ``tuple`` and ``copy`` for what is no call."""
     if isinstance(expr, relax.TupleGetItem):
         return "get_item"
     if isinstance(expr, relax.Var):
         return "copy"
+    if isinstance(expr, relax.Tuple):
+        return "tuple"
     if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op):
         return str(expr.op.name).removeprefix("relax.").removeprefix("nn.").removeprefix("image.")
     return "call" if isinstance(expr, relax.Call) else "constant"

@@ -28,6 +28,9 @@ MOVEMENT = {
 }  # fmt: skip
 """Relax operators that only move data, with the name of their groups."""
 
+MOVES_FLOAT = "moves float32 data"
+"""Reason of data movement among float layers, which computes nothing."""
+
 
 def float_group(graph: Graph, name: str, reason: str, op: str = "") -> Group:
     """A group of one binding that stays in float32."""
@@ -300,6 +303,8 @@ def movement(graph: Graph, name: str, pinned: Set[str]) -> Group | None:
 def anything(graph: Graph, name: str, pinned: Set[str]) -> Group:
     """What no other rule took: a float island."""
     op, dtype = op_of(graph.exprs[name]), graph.dtype(name)
+    if op == "tuple":
+        return float_group(graph, name, MOVES_FLOAT)
     if op in ("softmax", "log_softmax"):
         return float_group(graph, name, "exponentials and their sum are computed in float32")
     if op.endswith("_norm"):

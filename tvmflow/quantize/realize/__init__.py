@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from tvm import relax
 
 from tvmflow.model import Model
-from tvmflow.quantize.domains import MOVES_FLOAT, MOVING
+from tvmflow.quantize.domains import MOVING
 from tvmflow.quantize.graph import Graph, op_of, rebuild, view
+from tvmflow.quantize.patterns import MOVES_FLOAT
 from tvmflow.quantize.plan import Group, Plan
 from tvmflow.quantize.qparams import QParams
 from tvmflow.quantize.realize import combine, local, moves, products
