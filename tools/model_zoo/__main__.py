@@ -23,6 +23,7 @@ from pathlib import Path
 import bert
 import networks
 import onnx
+import onnxruntime
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,22 @@ def efficientnet_lite0(path: Path) -> None:
     model.load_state_dict(weights)
     example = torch.zeros(1, 3, 224, 224)
     names = {"input_names": ["input"], "output_names": ["logits"]}
-    torch.onnx.export(model, (example,), str(path), opset_version=17, dynamo=False, **names)
+    exported = io.BytesIO()
+    torch.onnx.export(model, (example,), exported, opset_version=17, dynamo=False, **names)
+    fold_constants(exported.getvalue(), path)
+
+
+def fold_constants(model: bytes, path: Path) -> None:
+    """Writes ``model`` without the computations that don't depend on its inputs: torch computes each padding with eight nodes."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    folded = onnx.load(path)
+    others = [opset for opset in folded.opset_import if opset.domain]  # onnxruntime lists all that it knows
+    for opset in others:
+        folded.opset_import.remove(opset)
+    onnx.save(folded, path)
 
 
 RAPIDOCR = ("rapidocr-onnxruntime", "1.4.4")
