@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -50,7 +51,7 @@ class CostModel:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._trees: object | None = None
+        self._trees: Any = None
         self._scale = 0.0
         """Mean logarithm of measured seconds per modelled cycle."""
 
@@ -65,12 +66,13 @@ class CostModel:
             return
         import xgboost
 
-        self._trees = xgboost.XGBRegressor(
-            n_estimators=80, max_depth=5, learning_rate=0.15, subsample=0.9, reg_lambda=1.0, n_jobs=1, random_state=0, verbosity=0
-        ).fit(rows, residual - self._scale)
+        settings = {"max_depth": 5, "eta": 0.15, "subsample": 0.9, "lambda": 1.0, "nthread": 1, "seed": 0, "verbosity": 0}
+        self._trees = xgboost.train(settings, xgboost.DMatrix(rows, residual - self._scale), num_boost_round=80)
 
     def seconds(self, kernel: ks.Kernel, tiles: Sequence[Tile]) -> np.ndarray:
         """Predicted seconds of each tile; before the first measurement only their order means something."""
+        import xgboost
+
         rows = np.array([features(kernel, tile, self.target) for tile in tiles])
-        correction = self._trees.predict(rows) if self._trees is not None else 0.0  # type: ignore[attr-defined]
+        correction = 0.0 if self._trees is None else self._trees.predict(xgboost.DMatrix(rows))
         return np.exp(rows[:, 0] + self._scale + correction)
