@@ -88,7 +88,7 @@ def rebuild(expr: relax.Expr, replace: Callable[[relax.Var], relax.Expr]) -> rel
 
 
 def op_of(expr: relax.Expr) -> str:
-    """Operator without its ``relax.`` prefixes: ``conv2d``, ``add``, ...; ``get_item``, ``tuple`` and ``copy`` for what is no call."""
+    """Operator without its ``relax.`` prefixes; ``get_item``, ``tuple`` and ``copy`` for what is no call."""
     if isinstance(expr, relax.TupleGetItem):
         return "get_item"
     if isinstance(expr, relax.Var):

@@ -67,7 +67,7 @@ def realize(model: Model, plan: Plan, params: QParams, storage: str) -> tuple[Mo
     graph = view(model.module)
     e = Emitter(graph, plan, params, storage)
     residuals = _residual_adds(graph, plan, e)
-    held: dict[str, Pending] = {}
+    held: dict[str, Pending | None] = dict.fromkeys(residuals.values())
     arguments = [relax.Var(v.name, v.ty) for v in model.module["main"].params]
     e.floats.update({v.name: v for v in arguments})
     for group in plan.groups:
@@ -76,25 +76,21 @@ def realize(model: Model, plan: Plan, params: QParams, storage: str) -> tuple[Mo
     return model.then("realize", module), _coverage(graph, plan, e.boundaries)
 
 
-def _realize_group(e: Emitter, group: Group, residuals: dict[str, str], held: dict[str, Pending]) -> None:
-    """One group: kept in float, held for the add that follows, joined with the convolution held for it, or emitted."""
+def _realize_group(e: Emitter, group: Group, residuals: dict[str, str], held: dict[str, Pending | None]) -> None:
+    """One group: kept in float, joined with the convolution held for it, held for the add that follows, or emitted."""
     if not group.integer:
         for name in group.bindings:
             e.floats[name] = e.emit(name, rebuild(e.graph.exprs[name], lambda var: e.float(var.name)))
-    elif group.output in residuals.values():
-        convolution = next(c for c, add in residuals.items() if add == group.output)
-        combine.add_to_convolution(e, group, convolution, held.pop(convolution))
-    elif group.output in residuals:
-        make = products.dense if group.op == "dense" else products.conv2d
-        pending = make(e, group, hold=True)
-        assert pending is not None  # only layers with an integer result are held
-        held[group.output] = pending
+    elif (convolution := residuals.get(group.output, "")) and (pending := held[convolution]) is not None:
+        combine.add_to_convolution(e, group, convolution, pending)
+    elif group.output in held:
+        held[group.output] = (products.dense if group.op == "dense" else products.conv2d)(e, group, hold=True)
     else:
         _REALIZERS[group.op](e, group)
 
 
 def _residual_adds(graph: Graph, plan: Plan, e: Emitter) -> dict[str, str]:
-    """Results of convolutions and dense layers that are only read by an add of equal shape, with that add's result.
+    """Results of adds with the operand that a convolution or dense layer writes for them alone, shapes being equal.
 
     Of two such operands the later one is taken: the other must exist when the convolution runs.
     """
@@ -107,7 +103,7 @@ def _residual_adds(graph: Graph, plan: Plan, e: Emitter) -> dict[str, str]:
             continue
         able = [t for t in group.inputs if t in writer and e.is_site(t) and graph.only_reader(t)]
         if able:
-            residuals[max(able, key=writer.__getitem__)] = group.output
+            residuals[group.output] = max(able, key=writer.__getitem__)
     return residuals
 
 

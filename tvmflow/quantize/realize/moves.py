@@ -28,7 +28,7 @@ def move(e: Emitter, group: Group) -> None:
         e.pass_on(group, value, param)
     elif op == "get_item":
         e.pass_on(group, e.emit(group.layer, relax.TupleGetItem(value, expr.index)), param)
-    elif op == "reshape":
+    elif group.op == "reshape":
         e.pass_on(group, e.reshape(value, e.graph.shape(group.output)), param)
     elif op == "pad":
         code = np.rint(np.float64(expr.attrs.pad_value) / np.float64(np.float32(param.scale[0]))) + e.zero(param)
