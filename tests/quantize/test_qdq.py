@@ -74,6 +74,7 @@ VARIANTS = {
     "u8s8 per channel": {"per_channel": True, "activation_type": QuantType.QUInt8},
     "u8s8 per tensor": {"per_channel": False, "activation_type": QuantType.QUInt8},
     "s8s8 per channel": {"per_channel": True, "activation_type": QuantType.QInt8},
+    "QLinear operators": {"per_channel": True, "quant_format": QuantFormat.QOperator},
 }
 
 
