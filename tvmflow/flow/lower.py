@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,12 @@ class Quantization:
     recipe: Recipe
     plan: Plan
     params: QParams
-    calibration: Calibration | None
-    data: DataSet | None
     origin: str
     """``calibrated``, ``file`` (parameters of an earlier run) or ``model`` (QDQ nodes)."""
+    calibration: Calibration | None = None
+    shifts: Mapping[str, Any] = field(default_factory=dict)
+    """Channel means that centring moved into biases, by tensor."""
+    data: DataSet | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -113,9 +115,10 @@ def _quantization(
 ) -> tuple[Model, Quantization | None]:
     """Decides the parameters: those that the model carries, those of a file, or by calibration."""
     from tvmflow.quantize.annotate import annotate
-    from tvmflow.quantize.cache import calibrate_cached
-    from tvmflow.quantize.qparams import load_qparams
-    from tvmflow.quantize.recipe import load_recipe, unused_rules
+    from tvmflow.quantize.cache import calibrate_cached, channel_means_cached
+    from tvmflow.quantize.center import centered
+    from tvmflow.quantize.qparams import load_qparams, read_params_file
+    from tvmflow.quantize.recipe import describe_unused, load_recipe, unused_rules
 
     recipe = load_recipe(str(recipe_name or "int8"))
     if "R.quantize" in model.module.script():
@@ -123,15 +126,16 @@ def _quantization(
 
         carried = plan_from_qdq(model)
         floating, plan, found = carried
-        return floating, Quantization(recipe, plan, found, None, None, "model")
+        return floating, Quantization(recipe, plan, found, "model")
     if recipe_name is None and params is None:
         if calibration is not None:
             raise UsageError("calibration data without a recipe", where="--calibrate", remedy="add --quantize int8")
         return model, None
-    plan = annotate(model, recipe)
-    notes = tuple(f"recipe rule {rule} matches no layer" for rule in unused_rules(recipe, plan))
     if params is not None:
-        return model, Quantization(recipe, plan, load_qparams(Path(params), plan), None, None, "file", notes)
+        model = centered(model, read_params_file(Path(params)).shifts)
+        plan = annotate(model, recipe)
+        unused = describe_unused(unused_rules(recipe, plan), plan)
+        return model, Quantization(recipe, plan, load_qparams(Path(params), plan), origin="file", notes=tuple(unused))
     if calibration is None:
         raise UsageError(
             "quantization needs calibration data", where="--quantize", remedy="add --calibrate DATA, or --params from `tvmflow quantize`"
@@ -139,9 +143,12 @@ def _quantization(
     from tvmflow.data import load_data
 
     data = load_data(calibration, model.inputs)
+    shifts = channel_means_cached(model, data, host_runner, work_dir) if recipe.center else {}
+    model = centered(model, shifts)
+    plan = annotate(model, recipe)
     result = calibrate_cached(model, plan, recipe, data, host_runner, work_dir, trace.progress)
-    notes = (*notes, *data.notes, *result.notes)
-    return model, Quantization(recipe, plan, result.qparams, result, data, "calibrated", notes)
+    notes = (*describe_unused(unused_rules(recipe, plan), plan), *data.notes, *result.notes)
+    return model, Quantization(recipe, plan, result.qparams, "calibrated", result, shifts, data, notes)
 
 
 def _all_float(model: Model) -> Coverage:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmflow.flow.lower import Lowered, Quantization, Shapes, host_runner, lower, operators
+from tvmflow.flow.lower import Lowered, Shapes, host_runner, lower, operators
 from tvmflow.target import get_target
 from tvmflow.trace import Progress, Trace, silent
 
@@ -81,7 +81,7 @@ def quantize(
     assert found is not None and found.data is not None  # a recipe and data were given, so lower calibrated
     path = Path(out)
     origin = Origin(lowered.model.sha256, found.data.sha256, len(found.data), versions())
-    save_qparams(path, found.params, found.plan, found.recipe, origin)
+    save_qparams(path, found.params, found.plan, found.recipe, origin, found.shifts)
     errors, advice = analyse(lowered, progress)
     if report is not None:
         write_quantize_report(Path(report), lowered, errors, advice)
@@ -90,37 +90,21 @@ def quantize(
 
 def analyse(lowered: Lowered, progress: Progress = silent) -> tuple[tuple[LayerError, ...], tuple[Advice, ...]]:
     """Error of every tensor of the quantized graph against the float graph, over the first calibration samples."""
-    from tvmflow.quantize.analysis import advise, layer_errors, tensors_of
+    from tvmflow.quantize.analysis import advise, counterparts, layer_errors, tensors_of
     from tvmflow.quantize.calibrate import with_outputs
+    from tvmflow.quantize.graph import view
 
     found = lowered.quantization
     assert found is not None and found.data is not None
     inputs = [i.name for i in lowered.model.inputs]
-    pairs = tensor_pairs(lowered, found)
+    pairs = counterparts(found.plan, view(lowered.model.module))
     progress("layer errors", 0, 0)
-    wanted = [site for site, _ in pairs]
+    wanted = list(pairs)
     float_values = tensors_of(host_runner(with_outputs(lowered.floating.module, wanted)), inputs, wanted)
-    integer_values = tensors_of(host_runner(with_outputs(lowered.model.module, [name for _, name in pairs])), inputs, wanted)
+    integer_values = tensors_of(host_runner(with_outputs(lowered.model.module, list(pairs.values()))), inputs, wanted)
     samples = islice(iter(found.data), ANALYSED)
     errors = layer_errors(float_values, integer_values, samples, found.params)
     return errors, advise(errors, found.calibration, found.plan) if found.calibration else ()
-
-
-def tensor_pairs(lowered: Lowered, found: Quantization) -> Sequence[tuple[str, str]]:
-    """Sites of the plan with the variable of the realized graph that holds the same tensor.
-
-    A kernel is named after its layer, the site after the last operator that was fused into it.
-    """
-    from tvmflow.quantize.graph import view
-
-    present = view(lowered.model.module)
-    floating = view(lowered.floating.module)
-    pairs = []
-    for group in found.plan.groups:
-        name = next((n for n in (group.output, group.layer) if n in present.exprs), "")
-        if name and group.output in floating.exprs and group.output in found.params and present.shape(name) == floating.shape(group.output):
-            pairs.append((group.output, name))
-    return pairs
 
 
 def write_quantize_report(path: Path, lowered: Lowered, errors: Sequence[LayerError], advice: Sequence[Advice]) -> None:
