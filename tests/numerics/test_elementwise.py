@@ -58,7 +58,12 @@ def test_pool(fn: str, dtype: str, lanes: int, data: st.DataObject) -> None:
         data.draw(st.sampled_from((1, 2, 3, 7))),
         data.draw(st.sampled_from((1, 2, 3))),
         stride=(data.draw(st.sampled_from((1, 2))), data.draw(st.sampled_from((1, 2, 3)))),
-        pad=(data.draw(st.integers(0, 1)), data.draw(st.integers(0, 1)), data.draw(st.integers(0, 1)), data.draw(st.integers(0, 1))),
+        pad=(
+            data.draw(st.integers(0, 1)),
+            data.draw(st.integers(0, 1)),
+            data.draw(st.integers(0, 1)),
+            data.draw(st.integers(0, 1)),
+        ),
         x=dtype,
         y=dtype,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import tvm
 from tvm import relax
 
+from tvmflow.build import cuda
 from tvmflow.schedule.generic import schedule_generic
 from tvmflow.target import Target
 
@@ -56,10 +58,17 @@ def lowering(target: Target, generic: list[str]) -> list[Any]:
 
 
 def compile_module(module: tvm.IRModule, target: Target) -> Built:
-    """Generates code for ``module``. Kernel calls must have been scheduled."""
+    """Generates code for ``module``. Kernel calls must have been scheduled.
+
+    Raises MissingTool when the target needs a CUDA compiler and there is none.
+    """
     device = target.device()
     generic: list[str] = []
-    with device, tvm.transform.PassContext(opt_level=3, config={"tirx.disable_assert": True}):
+    environment = cuda.compiler_environment() if target.cuda else nullcontext()
+    config = {"tirx.disable_assert": True, **(cuda.PASS_CONFIG if target.cuda else {})}
+    with environment, device, tvm.transform.PassContext(opt_level=3, config=config):
         lowered = tvm.transform.Sequential(lowering(target, generic))(module)
         executable = relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
+    if target.cuda:
+        cuda.expect_machine_code(executable.mod)
     return Built(executable, tuple(generic))

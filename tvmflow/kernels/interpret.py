@@ -43,7 +43,7 @@ def interpret(module: tvm.IRModule, inputs: Sequence[Array]) -> tuple[list[Array
         for binding in block.bindings:
             values[binding.var] = value(binding.value)
             if isinstance(values[binding.var], np.ndarray):
-                named[binding.var.name] = values[binding.var]
+                named[str(binding.var.name)] = values[binding.var]
     result = value(main.body.body)
     return (list(result) if isinstance(result, tuple) else [result]), named
 
@@ -71,5 +71,5 @@ def _call(call: relax.Call, value: Any) -> Any:
             out = builder.emit_output(builder.emit(relax.Call(call.op, args, call.attrs, call.ty_args)))
         builder.emit_func_output(out)
     machine = relax.VirtualMachine(tvm.compile(builder.get(), "llvm"), tvm.cpu())
-    result = machine["main"](*[tvm.runtime.tensor(np.ascontiguousarray(t)) for t in tensors])
+    result = machine["main"](*[tvm.runtime.tensor(np.array(t, order="C")) for t in tensors])
     return result.numpy() if hasattr(result, "numpy") else tuple(r.numpy() for r in result)

@@ -1,7 +1,7 @@
 """The numpy oracle: what every integer kernel computes, to the last bit, on every target.
 
 Written for clarity over speed. Sources: ONNX QLinearConv and QLinearMatMul (requantize), ../design of tvmflow for ``add``.
-float32 kernels are computed in float32 by numpy and agree with the generated code to rounding.
+float32 kernels are computed by numpy and agree with the generated code to rounding.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def _correlate(spec: ks.Conv2d, x: Array, weight: Array) -> Array:
         result = np.einsum("nhwijg,gij->nhwg", fields[..., 0], kernel[:, 0, :, :, 0], optimize=True)
     else:
         rows = spec.n * spec.oh * spec.ow
-        parts = [
-            fields[..., g, :].reshape(rows, -1) @ kernel[g].reshape(outputs, -1).T for g in range(spec.groups)
-        ]
+        parts = [fields[..., g, :].reshape(rows, -1) @ kernel[g].reshape(outputs, -1).T for g in range(spec.groups)]
         result = np.stack(parts, axis=1)
     return np.ascontiguousarray(result).reshape(spec.out_shape)
 
@@ -148,6 +146,35 @@ def _dequantize(spec: ks.Dequantize, args: Sequence[Array]) -> Array:
     return (x.astype(np.int32) - int(quant[0])).astype(np.float32) * scale[0]
 
 
+def _unary(spec: ks.Unary, args: Sequence[Array]) -> Array:
+    from math import erf, sqrt
+
+    x = args[0].astype(np.float64)
+    gauss = np.vectorize(erf, otypes=[np.float64])
+    with np.errstate(over="ignore"):
+        functions: dict[str, Callable[[Array], Array]] = {
+            "exp": np.exp,
+            "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+            "tanh": np.tanh,
+            "erf": gauss,
+            "gelu": lambda v: 0.5 * v * (1 + gauss(v / sqrt(2))),
+            "silu": lambda v: v / (1 + np.exp(-v)),
+        }
+        return functions[spec.fn](x).astype(np.float32)
+
+
+def _softmax(_spec: ks.Softmax, args: Sequence[Array]) -> Array:
+    x = args[0].astype(np.float64)
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return (e / e.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def _layer_norm(_spec: ks.LayerNorm, args: Sequence[Array]) -> Array:
+    x, gamma, beta, epsilon = (a.astype(np.float64) for a in args)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return (centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + epsilon) * gamma + beta).astype(np.float32)
+
+
 _ORACLES: dict[type, Callable[[Any, Sequence[Array]], Array]] = {
     ks.Conv2d: _conv2d,
     ks.MatMul: _matmul,
@@ -156,6 +183,9 @@ _ORACLES: dict[type, Callable[[Any, Sequence[Array]], Array]] = {
     ks.Lookup: _lookup,
     ks.Quantize: _quantize,
     ks.Dequantize: _dequantize,
+    ks.Unary: _unary,
+    ks.Softmax: _softmax,
+    ks.LayerNorm: _layer_norm,
 }
 
 

@@ -239,7 +239,76 @@ class Dequantize(Spec, frozen=True, tag="dequantize"):
         return "float32"
 
 
-Kernel: TypeAlias = Conv2d | MatMul | Binary | Pool2d | Lookup | Quantize | Dequantize
+class Unary(Spec, frozen=True, tag="unary"):
+    """Elementwise float32 function of :data:`UNARY`. Argument ``x``."""
+
+    fn: str
+    shape: tuple[int, ...]
+
+    ARGS = ("x",)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def out_dtype(self) -> str:
+        return "float32"
+
+    @property
+    def is_integer(self) -> bool:
+        return False
+
+
+UNARY = ("exp", "sigmoid", "tanh", "erf", "gelu", "silu")
+
+
+class Softmax(Spec, frozen=True, tag="softmax"):
+    """float32 softmax of each row of ``x [rows, n]``."""
+
+    rows: int
+    n: int
+
+    ARGS = ("x",)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.rows, self.n)
+
+    @property
+    def out_dtype(self) -> str:
+        return "float32"
+
+    @property
+    def is_integer(self) -> bool:
+        return False
+
+
+class LayerNorm(Spec, frozen=True, tag="layer_norm"):
+    """float32 layer normalization of each row: arguments ``x [rows, n], gamma [n], beta [n], epsilon [1]``.
+
+    Ba, Kiros, Hinton, Layer Normalization, 2016; ONNX LayerNormalization over the last axis.
+    """
+
+    rows: int
+    n: int
+
+    ARGS = ("x", "gamma", "beta", "epsilon")
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.rows, self.n)
+
+    @property
+    def out_dtype(self) -> str:
+        return "float32"
+
+    @property
+    def is_integer(self) -> bool:
+        return False
+
+
+Kernel: TypeAlias = Conv2d | MatMul | Binary | Pool2d | Lookup | Quantize | Dequantize | Unary | Softmax | LayerNorm
 
 _DECODER = msgspec.json.Decoder(Kernel)
 

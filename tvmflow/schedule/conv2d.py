@@ -268,7 +268,9 @@ class _Nest:
 
         level([])
 
-    def _store_vector(self, v: Expr, group: Expr, image: Expr, oh0: Expr, ow0: Expr, pixels: list[tuple[int, int]], acc: list[Any]) -> None:
+    def _store_vector(
+        self, v: Expr, group: Expr, image: Expr, oh0: Expr, ow0: Expr, pixels: list[tuple[int, int]], acc: list[Any]
+    ) -> None:
         """Epilogue of one vector of channels for all pixels of the tile."""
         geo, spec, lanes = self.geo, self.spec, self.dot.lanes
         start: Expr = v * lanes

@@ -137,7 +137,13 @@ def _bind_weights(spec: Conv2d, dot: Dot, weight: Any, c: Expr, lanes: int) -> l
         rows = range(first, min(spec.kh, first + dot.group))
         packed.append(
             [
-                T.Bind(_as_weight(dot, _pack_rows(dot, [weight[tir.at((kh * spec.kw + kw) * spec.oc + c, lanes)] for kh in rows], lanes), lanes))
+                T.Bind(
+                    _as_weight(
+                        dot,
+                        _pack_rows(dot, [weight[tir.at((kh * spec.kw + kw) * spec.oc + c, lanes)] for kh in rows], lanes),
+                        lanes,
+                    )
+                )
                 for kw in range(spec.kw)
             ]
         )

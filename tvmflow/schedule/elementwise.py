@@ -31,7 +31,7 @@ class FlatTile(msgspec.Struct, frozen=True, tag="flat"):
     threads: bool = True
 
 
-def _chunked(count: int, tile: FlatTile, body: Callable[[Expr, int], None]) -> None:
+def chunked(count: int, tile: FlatTile, body: Callable[[Expr, int], None]) -> None:
     """``body(offset, lanes)`` over ``count`` elements, chunks in parallel."""
     if count < 2 * tile.chunk or count < PARALLEL_ELEMENTS or not tile.threads:
         tir.for_each_run(count, tile.lanes, body)
@@ -51,7 +51,7 @@ def emit_lookup(spec: Lookup, tile: FlatTile, name: str) -> tirx.PrimFunc:
         def one(i: Expr, _lanes: int) -> None:
             T.buffer_store(y, table[x[i].astype("int32") + bias], [i])
 
-        _chunked(prod(spec.shape), msgspec.structs.replace(tile, lanes=1), one)
+        chunked(prod(spec.shape), msgspec.structs.replace(tile, lanes=1), one)
 
     return tir.prim_func(name, [("x", spec.shape, spec.x), ("table", (256,), spec.y), ("y", spec.shape, spec.y)], body, {})
 
@@ -77,7 +77,7 @@ def emit_quantize(spec: Quantize, tile: FlatTile, name: str) -> tirx.PrimFunc:
             return _quantize_lanes(x[tir.at(source, lanes)], by, lo, hi, shift, lanes, spec.y)
 
         if not spec.nchw:
-            _chunked(prod(spec.shape), tile, lambda o, n: T.buffer_store(y, convert(o, n), [tir.at(o, n)]))
+            chunked(prod(spec.shape), tile, lambda o, n: T.buffer_store(y, convert(o, n), [tir.at(o, n)]))
             return
         n, h, w, c = spec.shape
         # a vector of pixels of one channel is converted at once and scattered to its places in the pixels
@@ -110,7 +110,7 @@ def emit_dequantize(spec: Dequantize, tile: FlatTile, name: str) -> tirx.PrimFun
             steps = tir.to_int32(x[tir.at(o, n)], n) - tir.splat(zero, n)
             T.buffer_store(y, steps.astype(tir.lanes_of("float32", n)) * tir.splat(by, n), [tir.at(o, n)])
 
-        _chunked(prod(spec.shape), tile, run)
+        chunked(prod(spec.shape), tile, run)
 
     params = [("x", spec.shape, spec.x), ("scale", (1,), "float32"), ("quant", (1,), "int32"), ("y", spec.shape, "float32")]
     return tir.prim_func(name, params, body, {})
@@ -138,14 +138,16 @@ def emit_binary(spec: Binary, tile: FlatTile, name: str) -> tirx.PrimFunc:
 
         outer, run, a_moves, b_moves = _innermost_run(spec)
         if not outer and a_moves and b_moves:
-            _chunked(run, tile, lambda o, n: T.buffer_store(y, combine(o, o, n, n, n), [tir.at(o, n)]))
+            chunked(run, tile, lambda o, n: T.buffer_store(y, combine(o, o, n, n, n), [tir.at(o, n)]))
             return
         rows = prod(extent for extent, _, _ in outer)
         with tir.parallel_if(tile.threads and rows * run > PARALLEL_ELEMENTS, rows) as row:
             ia, ib = _offsets(row, outer)
 
             def vector(o: Expr, n: int) -> None:
-                value = combine(ia + (o if a_moves else 0), ib + (o if b_moves else 0), n if a_moves else 1, n if b_moves else 1, n)
+                value = combine(
+                    ia + (o if a_moves else 0), ib + (o if b_moves else 0), n if a_moves else 1, n if b_moves else 1, n
+                )
                 T.buffer_store(y, value, [tir.at(row * run + o, n)])
 
             tir.for_each_run(run, tile.lanes, vector)
@@ -185,4 +187,6 @@ def _offsets(row: Expr, outer: list[Axis]) -> tuple[Expr, Expr]:
     for extent, sa, sb in reversed(outer):
         ia, ib = ia + rest % extent * sa, ib + rest % extent * sb
         rest = rest // extent
-    return T.Bind(ia if not isinstance(ia, int) else tir.const(0, "int32")), T.Bind(ib if not isinstance(ib, int) else tir.const(0, "int32"))
+    return T.Bind(ia if not isinstance(ia, int) else tir.const(0, "int32")), T.Bind(
+        ib if not isinstance(ib, int) else tir.const(0, "int32")
+    )

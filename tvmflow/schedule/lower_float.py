@@ -6,6 +6,7 @@ After:  lv = R.call_dps_packed('tvmflow.kernel {"op":"conv2d","x":"float32","res
 1. conv2d NHWC/OHWI with constant weights: a kernel without bias; the steps after it fold in one by one, while it has one user
 2. matmul with a constant right operand: the same kernel over ``1 x rows`` pixels
 3. matmul of two activations of equal batch dimensions: the MatMul kernel, a transposed right operand read in place
+4. softmax and layer_norm over the last axis, elementwise functions: kernels of their own
 """
 
 from __future__ import annotations
@@ -100,7 +101,37 @@ def _clamp(walk: Walk, call: Any) -> Any:
     return fused.emit(walk, fused.spec, fused.bias, np.clip(fused.bounds, lo, hi).astype(np.float32), fused.residual)
 
 
-_RULES = {"nn.conv2d": _conv2d, "matmul": _matmul, "add": _add, "nn.relu": _clamp, "clip": _clamp}
+def _unary(_walk: Walk, call: Any) -> Any:
+    fn = op_name(call).removeprefix("nn.")
+    return kernel_call(ks.Unary(fn, shape_of(call)), [call.args[0]])
+
+
+def _softmax(walk: Walk, call: Any) -> Any:
+    shape = shape_of(call)
+    if int(call.attrs.axis) not in (-1, len(shape) - 1):
+        return None
+    spec = ks.Softmax(prod(shape[:-1]), shape[-1])
+    x = walk.emit(relax.op.reshape(call.args[0], spec.out_shape))
+    return relax.op.reshape(walk.emit(kernel_call(spec, [x])), shape)
+
+
+def _layer_norm(walk: Walk, call: Any) -> Any:
+    x, gamma, beta = call.args
+    shape, attrs = shape_of(call), call.attrs
+    last = [int(a) for a in attrs.axes] in ([-1], [len(shape) - 1])
+    if not last or not (is_constant(gamma) and is_constant(beta) and attrs.center and attrs.scale):
+        return None
+    spec = ks.LayerNorm(prod(shape[:-1]), shape[-1])
+    flat = walk.emit(relax.op.reshape(x, spec.out_shape))
+    epsilon = relax.const(np.array([float(attrs.epsilon)], np.float32))
+    return relax.op.reshape(walk.emit(kernel_call(spec, [flat, gamma, beta, epsilon])), shape)
+
+
+_RULES = {
+    **dict.fromkeys(("exp", "sigmoid", "tanh", "erf", "nn.gelu", "nn.silu"), _unary),
+    "nn.softmax": _softmax, "nn.layer_norm": _layer_norm,
+    "nn.conv2d": _conv2d, "matmul": _matmul, "add": _add, "nn.relu": _clamp, "clip": _clamp,
+}  # fmt: skip
 
 
 class _Fused:

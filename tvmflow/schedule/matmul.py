@@ -83,11 +83,13 @@ class _Product:
         spec, tile, dot = self.spec, self.tile, self.dot
         self.y, self.params = rest[-1], rest[:-1]
         self.packed = T.alloc_buffer((spec.batch * self.vectors * self.depth * dot.lanes,), dot.b_dtype, scope="global")
-        self.offsets = T.alloc_buffer((spec.batch * self.vectors * dot.lanes,), "int32", scope="global") if spec.is_integer else None
+        self.offsets = (
+            T.alloc_buffer((spec.batch * self.vectors * dot.lanes,), "int32", scope="global") if spec.is_integer else None
+        )
         self._pack_b(b)
         self.a = self._stage_a(a)
         row_tiles = ceil(spec.m / tile.mr)
-        with tir.parallel_if(tile.threads and spec.ops > 400_000, spec.batch * row_tiles) as t:
+        with tir.parallel_if(tile.threads, spec.batch * row_tiles) as t:
             batch = t // row_tiles
             start = t % row_tiles * tile.mr
             m0 = T.Bind(tirx.min(start, spec.m - tile.mr) if spec.m % tile.mr else start)

@@ -13,11 +13,13 @@ from tvm import tirx
 
 from tvmflow.errors import InternalError
 from tvmflow.kernels import spec as ks
-from tvmflow.schedule import conv2d, depthwise, elementwise, matmul, pool
+from tvmflow.schedule import conv2d, depthwise, elementwise, float_islands, matmul, pool
 from tvmflow.target import Target
 
 Array = NDArray[Any]
-Tile: TypeAlias = conv2d.ConvTile | depthwise.DepthwiseTile | matmul.MatMulTile | elementwise.FlatTile | pool.PoolTile
+Tile: TypeAlias = (
+    conv2d.ConvTile | depthwise.DepthwiseTile | matmul.MatMulTile | elementwise.FlatTile | pool.PoolTile | cuda_gemm.GemmTile
+)
 """Decisions of any template; what a tuning record holds."""
 
 _DECODER = msgspec.json.Decoder(Tile)
@@ -66,6 +68,27 @@ def vector_lanes(target: Target) -> int:
     return target.cpu.vector_bits // 32
 
 
+PARALLEL_CYCLES = 24_000
+"""Modelled cycles of a kernel above which a second thread pays for being woken, some three microseconds."""
+
+
+def _tiled(
+    name: str, fits: Callable[[Any, Target], bool], space: Callable[[Any, Target], Iterator[Any]],
+    estimate: Callable[[Any, Any, Target], float], emit: Callable[[Any, Any, str], tirx.PrimFunc],
+    pack: Callable[[Any, Any, list[Array]], list[Array]],
+) -> Template:  # fmt: skip
+    """A register-tiled template: the default is the best modelled tile, and small kernels stay on one thread."""
+
+    def decided(spec: Any, target: Target) -> Iterator[Any]:
+        for tile in space(spec, target):
+            yield msgspec.structs.replace(tile, threads=estimate(spec, tile, target) > PARALLEL_CYCLES)
+
+    def default(spec: Any, target: Target) -> Any:
+        return min(decided(spec, target), key=lambda tile: estimate(spec, tile, target))
+
+    return Template(name, lambda spec, target: target.cuda is None and fits(spec, target), decided, default, estimate, emit, pack)
+
+
 def _registers(target: Target) -> int:
     return target.cpu.registers
 
@@ -91,29 +114,26 @@ def _flat_template(name: str, kind: type, emit: Callable[[Any, Any, str], tirx.P
 
 
 TEMPLATES: tuple[Template, ...] = (
-    Template(
+    _tiled(
         "depthwise",
-        fits=lambda spec, target: isinstance(spec, ks.Conv2d) and spec.is_depthwise and target.cuda is None,
+        fits=lambda spec, target: isinstance(spec, ks.Conv2d) and spec.is_depthwise,
         space=lambda spec, target: depthwise.space(spec, dots(spec, target), _registers(target)),
-        default=lambda spec, target: depthwise.default_tile(spec, dots(spec, target), _registers(target)),
         estimate=lambda spec, tile, target: depthwise.estimate(spec, tile),
         emit=depthwise.emit,
         pack=depthwise.pack,
     ),
-    Template(
+    _tiled(
         "conv2d",
-        fits=lambda spec, target: isinstance(spec, ks.Conv2d) and target.cuda is None,
+        fits=lambda spec, target: isinstance(spec, ks.Conv2d),
         space=lambda spec, target: conv2d.space(spec, dots(spec, target), _registers(target)),
-        default=lambda spec, target: conv2d.default_tile(spec, dots(spec, target), _registers(target), target.cpu.l2_kib),
         estimate=lambda spec, tile, target: conv2d.estimate(spec, tile, target.cpu.l2_kib),
         emit=conv2d.emit,
         pack=conv2d.pack,
     ),
-    Template(
+    _tiled(
         "matmul",
-        fits=lambda spec, target: isinstance(spec, ks.MatMul) and target.cuda is None,
+        fits=lambda spec, target: isinstance(spec, ks.MatMul),
         space=lambda spec, target: matmul.space(spec, dots(spec, target), _registers(target)),
-        default=lambda spec, target: matmul.default_tile(spec, dots(spec, target), _registers(target)),
         estimate=lambda spec, tile, target: matmul.estimate(spec, tile),
         emit=matmul.emit,
         pack=_as_is,
@@ -122,6 +142,9 @@ TEMPLATES: tuple[Template, ...] = (
     _flat_template("lookup", ks.Lookup, elementwise.emit_lookup),
     _flat_template("quantize", ks.Quantize, elementwise.emit_quantize),
     _flat_template("dequantize", ks.Dequantize, elementwise.emit_dequantize),
+    _flat_template("unary", ks.Unary, float_islands.emit_unary),
+    _flat_template("softmax", ks.Softmax, float_islands.emit_softmax),
+    _flat_template("layer_norm", ks.LayerNorm, float_islands.emit_layer_norm),
     Template(
         "pool2d",
         fits=lambda spec, target: isinstance(spec, ks.Pool2d) and target.cuda is None,
@@ -130,6 +153,15 @@ TEMPLATES: tuple[Template, ...] = (
         estimate=lambda spec, tile, target: float(np.prod(spec.out_shape)) / tile.lanes,
         emit=pool.emit,
         pack=_as_is,
+    ),
+    Template(
+        "cuda_conv2d",
+        fits=lambda spec, target: isinstance(spec, ks.Conv2d) and target.cuda is not None,
+        space=lambda spec, target: cuda_conv2d.space(spec),
+        default=lambda spec, target: cuda_conv2d.default_tile(spec, target.cuda),
+        estimate=lambda spec, tile, target: cuda_conv2d.estimate(spec, tile, target.cuda),
+        emit=cuda_conv2d.emit,
+        pack=cuda_conv2d.pack,
     ),
 )
 """The first template that fits a kernel is used."""

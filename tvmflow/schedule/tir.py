@@ -21,6 +21,11 @@ def const(value: float, dtype: str) -> Expr:
     return tirx.const(value, dtype)
 
 
+def bind(value: Expr) -> Expr:
+    """A name for a value that is used more than once."""
+    return T.Bind(value)
+
+
 def lanes_of(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
@@ -52,7 +57,9 @@ def parallel_if(condition: bool, extent: int) -> AbstractContextManager[Any]:
     return T.parallel(0, extent) if condition and extent > 1 else T.serial(0, extent)
 
 
-def prim_func(name: str, params: list[tuple[str, tuple[int, ...], str]], body: Callable[..., None], attrs: dict[str, Any]) -> tirx.PrimFunc:
+def prim_func(
+    name: str, params: list[tuple[str, tuple[int, ...], str]], body: Callable[..., None], attrs: dict[str, Any]
+) -> tirx.PrimFunc:
     """Builds a PrimFunc with the given buffer parameters; ``body`` receives their flat views and emits statements."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
