@@ -13,7 +13,7 @@ from tvm import tirx
 
 from tvmflow.errors import InternalError
 from tvmflow.kernels import spec as ks
-from tvmflow.schedule import conv2d, depthwise, elementwise, float_islands, matmul, pool
+from tvmflow.schedule import conv2d, cuda_conv2d, cuda_gemm, depthwise, elementwise, float_islands, matmul, pool
 from tvmflow.target import Target
 
 Array = NDArray[Any]
