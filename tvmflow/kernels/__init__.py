@@ -1,1 +1,1 @@
-"""What each operator of tvmflow's own computes: its signature (``spec``), how it stands in Relax (``call``), its oracle (``reference``)."""
+"""What each operator of our own computes: its signature (spec), how it stands in Relax (call), its oracle (reference)."""

@@ -1,4 +1,4 @@
-"""How a kernel stands in Relax: ``R.call_dps_packed('tvmflow.kernel {signature}', args)`` until the schedule stage gives it code."""
+"""How a kernel stands in Relax: ``R.call_dps_packed('tvmflow.kernel {signature}', args)``, until schedule gives it code."""
 
 from __future__ import annotations
 

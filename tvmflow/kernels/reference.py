@@ -190,6 +190,6 @@ _ORACLES: dict[type, Callable[[Any, Sequence[Array]], Array]] = {
 
 
 def run_kernel(spec: ks.Kernel, args: Sequence[Array]) -> Array:
-    """Result of the kernel ``spec`` on ``args`` (in the order of ``spec.ARGS``), shape ``spec.out_shape``, dtype ``spec.out_dtype``."""
+    """Result of ``spec`` on ``args``, in the order of ``spec.ARGS``; shape ``spec.out_shape``, dtype ``spec.out_dtype``."""
     out = _ORACLES[type(spec)](spec, args)
     return out.reshape(spec.out_shape)

@@ -42,7 +42,7 @@ class Conv2d(Spec, frozen=True, tag="conv2d"):
     """Convolution with bias, requantize, clamp and an optional residual add; also dense layers (``h = 1, w = rows``).
 
     Integer (``x`` int8/uint8), arguments ``x, weight, bias, multiplier, quant[, residual]``:
-      weight int8 ``[oc, kh, kw, ic/groups]`` (zero point 0), bias int32 ``[oc]`` with scale ``s_x * s_w[c]``, multiplier ``[oc]``.
+      weight int8 ``[oc, kh, kw, ic/groups]``, zero point 0; bias int32 ``[oc]``, scale ``s_x * s_w[c]``; multiplier ``[oc]``.
       ``quant = [x_zero, y_zero, lo, hi]``; with ``residual`` eight more values: those of the ``Binary`` add that
       follows, ``[a_zero, b_zero, z_zero, z_lo, z_hi, ma, mb, shift]``, where a is the convolution and b the residual tensor.
       ``y == "float32"``: the result is dequantized, ``float32(acc) * multiplier[c]``; ``y_zero, lo, hi`` are ignored.

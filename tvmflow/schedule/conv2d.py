@@ -76,7 +76,7 @@ def flatten_pixels(spec: Conv2d) -> Conv2d:
 
 
 def pick_dot(names: tuple[str, ...], spec: Conv2d) -> Dot:
-    """The preferred instruction; where a group has fewer outputs than lanes, the narrower one that computes the fewest in vain."""
+    """The preferred instruction; for groups of fewer outputs than lanes, the narrower one that computes least in vain."""
     outputs = spec.oc // spec.groups
     chain = [BY_NAME[names[0]]]
     while chain[-1].lanes > outputs and chain[-1].narrower:

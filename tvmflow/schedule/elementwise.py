@@ -1,7 +1,7 @@
 """Elementwise kernels on CPUs: table look-up, quantize, dequantize, add and multiply of two quantized tensors.
 
-Flat loops over vectors; the last vector of a run overlaps the one before it, so there is no scalar remainder. Long tensors are cut
-into chunks that threads share.
+Flat loops over vectors; the last vector of a run overlaps the one before it, so there is no scalar remainder. Long tensors are
+cut into chunks that threads share.
 """
 
 from __future__ import annotations

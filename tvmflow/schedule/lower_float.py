@@ -146,7 +146,8 @@ class _Fused:
     def of(walk: Walk, expr: Any) -> _Fused | None:
         if not isinstance(expr, relax.Var) or not walk.only_use(expr):
             return None
-        value, shape = walk.value(expr), ()
+        shape: tuple[int, ...] = ()
+        value = walk.value(expr)
         if op_name(value) == "reshape":
             inner = value.args[0]
             if not isinstance(inner, relax.Var) or not walk.only_use(inner):

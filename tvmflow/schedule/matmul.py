@@ -1,7 +1,7 @@
 """Products of two activations on CPUs: pack the right operand, then the register tile of the convolution.
 
-The right operand is no constant, so it is packed into scratch at run time: ``[columns / lanes, k / group, lanes, group]``, signed for
-instructions that want it so (``b - 128``), with the sums that the zero points need computed on the way.
+The right operand is no constant, so it is packed into scratch at run time: ``[columns / lanes, k / group, lanes, group]``,
+signed for instructions that want it so (``b - 128``), with the sums that the zero points need computed on the way.
 """
 
 from __future__ import annotations
@@ -115,9 +115,8 @@ class _Product:
                     with T.If(k < spec.k):
                         with T.Then():
                             self._pack_row(b, batch, panel, first, k, to)
-                        with T.Else():
-                            with T.serial(0, dot.lanes) as lane:
-                                T.buffer_store(self.packed, tir.const(0, dot.b_dtype), [to + lane * dot.group])
+                        with T.Else(), T.serial(0, dot.lanes) as lane:
+                            T.buffer_store(self.packed, tir.const(0, dot.b_dtype), [to + lane * dot.group])
             if spec.is_integer:
                 a_zero, b_zero = self.params[1][0], self.params[1][1]
                 with T.serial(0, dot.lanes) as lane:

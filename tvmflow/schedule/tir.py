@@ -81,8 +81,8 @@ class Requantizer:
     """int32 accumulators to ``dtype``: kernels/reference.py ``requantize`` on vectors.
 
     Clipping happens on the float, to ``lo - zero`` and ``hi - zero``; as these are integers and rint is monotone the bits
-    are those of clipping last, and the conversion can't overflow. Adding 1.5 * 2**23 rounds to nearest even and leaves the integer
-    in the low bits; its subtraction is folded into the zero point. The clip between product and sum forbids contraction.
+    are those of clipping last, and the conversion can't overflow. Adding 1.5 * 2**23 rounds to nearest even and leaves the
+    integer in the low bits; its subtraction is folded into the zero point. The clip between product and sum forbids contraction.
     """
 
     MAGIC = 12582912.0
@@ -121,7 +121,7 @@ class FixedPointAdd:
 
 
 def for_each_run(count: int, widest: int, body: Callable[[Expr, int], None]) -> None:
-    """``body(offset, lanes)`` over ``count`` elements in vectors of a power of two, the last of which may overlap the one before it.
+    """``body(offset, lanes)`` over ``count`` elements in vectors of a power of two; the last may overlap the one before it.
 
     There is no scalar remainder; ``body`` must not mind doing an element twice.
     """
