@@ -14,6 +14,7 @@ from onnx import helper
 from tvmflow.errors import DataError, ModelError, UnsupportedOperator, UsageError, WorkerCrashed
 from tvmflow.importer import import_model, worker
 from tvmflow.trace import silent
+from tvmflow.worker import in_child
 
 N = helper.make_node
 F = np.float32
@@ -91,7 +92,7 @@ def stand_in(monkeypatch, tmp_path):
         program = tmp_path / "python"
         program.write_text(f"#!/bin/sh\n{script}\n")
         os.chmod(program, 0o755)
-        monkeypatch.setattr(worker.sys, "executable", str(program))
+        monkeypatch.setattr("sys.executable", str(program))
         (tmp_path / "job").mkdir()
         return tmp_path / "job"
 
@@ -104,14 +105,14 @@ JOB = worker.Job("onnx", "net.onnx", {}, True)
 def test_a_crash_names_the_node(stand_in):
     job = stand_in("""echo "node 'conv1' (Conv)" > "$3/status"; echo 'LLVM ERROR: no'; kill -SEGV $$""")
     with pytest.raises(WorkerCrashed, match="died .SIGSEGV.: LLVM ERROR: no") as e:
-        worker.in_child(JOB, job, (), silent)
+        worker.isolated(JOB, job, (), silent)
     assert e.value.where == "node 'conv1' (Conv)"
 
 
 def test_a_hang_is_ended(stand_in):
     job = stand_in("""echo "node 'conv2' (Conv)" > "$3/status"; exec sleep 60""")
     with pytest.raises(WorkerCrashed, match="still running after 1 s") as e:
-        worker.in_child(JOB, job, (), silent, timeout=1.0)
+        in_child(worker.work, JOB, job, silent, what="the import", silence=1.0)
     assert e.value.where == "node 'conv2' (Conv)"
 
 

@@ -42,6 +42,7 @@ def import_model(
     check: bool = True,
     samples: Sequence[dict[str, np.ndarray]] = (),
     progress: Progress = silent,
+    isolated: bool = True,
 ) -> Imported:
     """Imports a model in a child process and checks it numerically.
 
@@ -52,6 +53,7 @@ def import_model(
     shapes : static shape of inputs with dynamic dimensions, by name (ONNX)
     check : compare with onnxruntime (ONNX) or torch on two seeded random inputs and on ``samples``
     samples : real inputs, input name -> array, for the check
+    isolated : False imports in this process, for callers that are in a child process already
 
     Raises
     ------
@@ -65,8 +67,11 @@ def import_model(
         directory = Path(scratch)
         kind, path, name, digest = stage(source, directory)
         job = worker.Job(kind, str(path), {k: tuple(v) for k, v in (shapes or {}).items()}, check, len(samples))
-        result = worker.in_child(job, directory, samples, progress)
-        module = transfer.load(directory)
+        if isolated:
+            result = worker.isolated(job, directory, samples, progress)
+            module = transfer.load(directory)
+        else:
+            module, result = worker.perform(job, samples, lambda what: progress(f"import: {what}", 0, 0))
     model = Model(module, result.inputs, result.outputs, name, digest, ("import",))
     return Imported(model, ImportCheck(result.max_abs_error, result.against) if check else None, result.notes)
 
