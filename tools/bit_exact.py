@@ -1,0 +1,287 @@
+"""Bit-exactness of a quantized model: every integer tensor of its graph on every target against the numpy oracle.
+
+For each target the model is compiled twice: as it ships, and with a main that returns all integer tensors of the graph. Both run
+where the target says: here, or on an emulated processor (`tools/emulated_board setup`, once). What they return is compared with
+``kernels/interpret.py``, which shares no schedule, no packing, no fusion and no memory plan with them.
+
+A target is written NAME, or NAME@CPU for an emulated processor: ``x86-64-v3@Haswell``, ``rpi4@cortex-a72``. What this machine
+can't run is emulated anyway. Targets store activations as uint8 or int8; oracles of both are compared too, 128 apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tvmflow.errors import TvmflowError, UsageError
+from tvmflow.flow.compile import runs_here
+from tvmflow.flow.lower import Lowered, lower
+from tvmflow.model import Model, TensorInfo
+from tvmflow.target import Target, get_target
+from tvmflow.trace import Trace, silent
+
+Run = Callable[[Path], Any]
+"""Opens an artifact and returns a function from input arrays to one array, or a list of them."""
+
+TARGETS = "native,x86-avx512-vnni,x86-64-v3,x86-64-v3@Haswell,x86-64,x86-64@Nehalem,rpi4,rpi5"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A target, and the emulated processor that runs its code; ``cpu`` is empty for this machine."""
+
+    target: Target
+    cpu: str
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        name, _, cpu = text.partition("@")
+        target = get_target(name)
+        if target.cuda is not None:
+            raise UsageError("CUDA targets are compared on a machine with a GPU, by tests marked cuda", where=name)
+        return cls(target, cpu or ("" if runs_here(target) else str(target.tvm["mcpu"])))
+
+    @property
+    def name(self) -> str:
+        return self.target.name + (f"@{self.cpu}" if self.cpu else "")
+
+    @contextmanager
+    def open(self) -> Iterator[Run]:
+        """Something that opens artifacts of this target."""
+        if not self.cpu:
+            from tvmflow.runtime.session import load
+
+            yield load
+            return
+        from tvmflow.board.local import local_board
+        from tvmflow.board.rpc import connect
+
+        with local_board(self._server(), self.cpu) as where, connect(where, 60) as board:
+            yield lambda path: board.session(path, 1)
+
+    def _server(self) -> list[str]:
+        tool = [sys.executable, str(ROOT / "tools" / "emulated_board")]
+        server = ["-m", "tvmflow.board.server"]
+        if self.target.arch == "x86_64":
+            return [*tool, "run-x86", "--cpu", self.cpu, "--", sys.executable, *server]
+        return [*tool, "run", "--cpu", self.cpu, "--", *server]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Tensors of one or more runs against the oracle's."""
+
+    tensors: int = 0
+    elements: int = 0
+    differing: int = 0
+    bits: int = 0
+    worst: str = ""
+    """First tensor that differs."""
+
+    def __add__(self, other: Comparison) -> Comparison:
+        counts = (self.elements + other.elements, self.differing + other.differing, self.bits + other.bits)
+        return Comparison(max(self.tensors, other.tensors), *counts, self.worst or other.worst)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One target's result."""
+
+    target: str
+    storage: str
+    dot: str
+    integers: Comparison
+    """All integer tensors of the graph."""
+    outputs: Comparison
+    """Outputs of the model as it ships."""
+    seconds: float
+
+    @property
+    def exact(self) -> bool:
+        return self.integers.bits == self.outputs.bits == 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A lowered model with what the oracle computes."""
+
+    lowered: Lowered
+    inputs: tuple[list[np.ndarray], ...]
+    outputs: tuple[list[np.ndarray], ...]
+    named: tuple[dict[str, np.ndarray], ...]
+    """Per input: every integer tensor by name, in program order."""
+
+
+def compare(names: Sequence[str], got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> Comparison:
+    """Differing elements and bits. A wrong dtype or shape counts as all bits."""
+    elements = differing = bits = 0
+    worst = ""
+    for name, g, w in zip(names, got, want, strict=True):
+        elements += w.size
+        if g.dtype != w.dtype or g.shape != w.shape:
+            wrong, flipped = w.size, 8 * w.nbytes
+        else:
+            delta = np.bitwise_xor(*(np.ascontiguousarray(a).reshape(-1, 1).view(np.uint8) for a in (g, w)))
+            wrong, flipped = int(delta.any(axis=-1).sum()), int(np.unpackbits(delta).sum())
+        worst = worst or (name if wrong else "")
+        differing, bits = differing + wrong, bits + flipped
+    return Comparison(len(names), elements, differing, bits, worst)
+
+
+def reference(lowered: Lowered, samples: int) -> Reference:
+    """The oracle's tensors for the first calibration samples and for one input of seeded noise."""
+    from tvmflow.kernels.interpret import interpret
+
+    inputs = []
+    data = lowered.quantization.data if lowered.quantization else None
+    for _, sample in zip(range(samples), data or (), strict=False):
+        inputs.append([sample[i.name] for i in lowered.model.inputs])
+    rng = np.random.default_rng(0)
+    inputs.append([rng.standard_normal(i.shape).astype(i.dtype) for i in lowered.model.inputs])
+    outputs, named = [], []
+    for arrays in inputs:
+        result, tensors = interpret(lowered.model.module, arrays)
+        outputs.append(result)
+        named.append({name: value for name, value in tensors.items() if value.dtype.kind in "iu"})
+    return Reference(lowered, tuple(inputs), tuple(outputs), tuple(named))
+
+
+def compiled(model: Model, target: Target, tuning_log: str, path: Path) -> Path:
+    """``model`` (kernel calls, not yet scheduled) as an artifact for ``target``."""
+    from tvmflow.build.artifact import package
+    from tvmflow.build.compile import compile_module
+    from tvmflow.build.manifest import Manifest
+    from tvmflow.schedule.apply import schedule
+    from tvmflow.tune.log import open_log
+
+    scheduled, _ = schedule(model, target, open_log(tuning_log, target, path.parent).lookup)
+    manifest = Manifest(target.name, target.arch, target.features, model.inputs, model.outputs, "int8")
+    return package(compile_module(scheduled.module, target).executable, manifest, (), target, path).path
+
+
+def returning(model: Model, tensors: Mapping[str, np.ndarray]) -> Model:
+    """``model`` with a main that returns ``tensors`` (by name) instead of its outputs."""
+    from tvmflow.quantize.calibrate import with_outputs
+
+    infos = tuple(TensorInfo(name, value.shape, str(value.dtype)) for name, value in tensors.items())
+    return replace(model, module=with_outputs(model.module, list(tensors)), outputs=infos)
+
+
+def measure(place: Place, ref: Reference, tuning_log: str, folder: Path) -> Row:
+    """Compiles for a place, runs there, compares."""
+    started = time.perf_counter()
+    model, target = ref.lowered.model, place.target
+    names = list(ref.named[0])
+    inspected = compiled(returning(model, ref.named[0]), target, tuning_log, folder / f"{place.name}-tensors.so")
+    shipped = compiled(model, target, tuning_log, folder / f"{place.name}.so")
+    integers = outputs = Comparison()
+    with place.open() as load:
+        session = load(inspected)
+        for arrays, want in zip(ref.inputs, ref.named, strict=True):
+            integers += compare(names, as_list(session(*arrays)), list(want.values()))
+        session.close()
+        session = load(shipped)
+        for arrays, expected in zip(ref.inputs, ref.outputs, strict=True):
+            outputs += compare([o.name for o in model.outputs], as_list(session(*arrays)), expected)
+        session.close()
+    seconds = time.perf_counter() - started
+    return Row(place.name, target.int8.storage, target.int8.dot[0], integers, outputs, seconds)
+
+
+def as_list(result: Any) -> list[np.ndarray]:
+    return list(result) if isinstance(result, list | tuple) else [result]
+
+
+def between_storages(references: Mapping[str, Reference]) -> Comparison | None:
+    """Integer tensors of the oracles of both storage types, 128 subtracted from unsigned bytes; None when there is one type."""
+    if len(references) < 2:
+        return None
+    total = Comparison()
+    for unsigned, signed in zip(references["uint8"].named, references["int8"].named, strict=True):
+        shifted = [(v ^ 128).view(np.int8) if v.dtype == np.uint8 else v for v in unsigned.values()]
+        total += compare(list(unsigned), shifted, [signed[name] for name in unsigned])
+    return total
+
+
+def table(rows: Sequence[Row], across: Comparison | None) -> str:
+    lines = [
+        f"{'target':28}{'storage':9}{'dot':11}{'tensors':>8}{'elements':>12}{'differing':>11}{'bits':>7}"
+        f"{'outputs':>9}{'bits':>6}{'seconds':>9}"
+    ]
+    for row in rows:
+        i, o = row.integers, row.outputs
+        lines.append(
+            f"{row.target:28}{row.storage:9}{row.dot:11}{i.tensors:8}{i.elements:12,}{i.differing:11,}{i.bits:7,}"
+            f"{o.elements:9,}{o.bits:6,}{row.seconds:9.1f}" + (f"  first: {i.worst or o.worst}" if not row.exact else "")
+        )
+    if across is not None:
+        name = "oracle uint8 - 128 = int8"
+        lines.append(f"{name:48}{across.tensors:8}{across.elements:12,}{across.differing:11,}{across.bits:7,}")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("model", help="what `tvmflow compile` takes")
+    made.add_argument("--calibrate", required=True, metavar="DATA", help="calibration data, as for `tvmflow compile`")
+    made.add_argument("--quantize", default="int8", metavar="RECIPE")
+    made.add_argument("--targets", default=TARGETS, help="comma-separated NAME or NAME@CPU (default: %(default)s)")
+    made.add_argument("--samples", type=int, default=1, metavar="N", help="calibration samples to run, beside one of noise")
+    made.add_argument("--tuning-log", default="default", help="as for `tvmflow compile`")
+    made.add_argument("--work-dir", type=Path, default=Path(".tvmflow"))
+    made.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    return made
+
+
+def main() -> int:
+    options = parser().parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    places = [Place.parse(text) for text in options.targets.split(",")]
+    references: dict[str, Reference] = {}
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="tvmflow-bits-") as folder:
+        for place in places:
+            storage = place.target.int8.storage
+            if storage not in references:
+                print(f"numpy oracle, {storage} ...", file=sys.stderr)
+                lowered = lower(
+                    options.model, place.target, Trace(None, silent), quantize=options.quantize, calibration=options.calibrate,
+                    work_dir=options.work_dir,
+                )  # fmt: skip
+                references[storage] = reference(lowered, options.samples)
+            print(f"{place.name} ...", file=sys.stderr)
+            rows.append(measure(place, references[storage], options.tuning_log, Path(folder)))
+    across = between_storages(references)
+    islands = next(iter(references.values())).lowered.coverage.float
+    if options.json:
+        found = [{**asdict(row), "exact": row.exact} for row in rows]
+        print(
+            json.dumps(
+                {"model": str(options.model), "float_islands": islands, "targets": found, "storages": across and asdict(across)}
+            )
+        )
+    else:
+        print(f"{options.model}: {len(next(iter(references.values())).inputs)} inputs, {islands} float operators")
+        print(table(rows, across))
+    return 0 if all(row.exact for row in rows) and not (across and across.bits) else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except TvmflowError as error:
+        sys.exit(f"bit_exact: {error}")
