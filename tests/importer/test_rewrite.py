@@ -20,9 +20,9 @@ def test_isinf_flags(model, imported, negative, positive):
 
 @pytest.mark.parametrize("auto_pad", ["NOTSET", "SAME_UPPER", "SAME_LOWER"])
 def test_conv_transpose_output_shape(model, imported, auto_pad):
-    node = N("ConvTranspose", ["x", "w"], ["y"], strides=[3, 2], output_shape=[14, 13], auto_pad=auto_pad)
+    node = N("ConvTranspose", ["x", "w"], ["y"], strides=[3, 2], output_shape=[14, 15], auto_pad=auto_pad)
     loaded = imported(model([node], X, ["y"], {"w": rng.standard_normal((2, 3, 3, 3)).astype(F)}))
-    assert loaded.outputs[0].shape == (1, 3, 14, 13)
+    assert loaded.outputs[0].shape == (1, 3, 14, 15)
 
 
 @pytest.mark.parametrize("op", ["Conv", "MaxPool", "AveragePool"])

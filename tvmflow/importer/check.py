@@ -67,17 +67,25 @@ def run_module(module: Any) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]
         lowered = relax.transform.DecomposeOpsForInference()(module)
         machine = relax.VirtualMachine(tvm.compile(lowered, tvm.target.Target("llvm")), tvm.cpu())
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError, AssertionError) as e:
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-        raise ModelError(
-            f"TVM can't compile the imported model: {lines[-1] if lines else type(e).__name__}",
-            remedy="an operator of it has no kernel for its shapes and types: export the model with other operators",
-        ) from e
+        raise ModelError(f"TVM can't compile the imported model: {last_line(e)}", remedy=NO_KERNEL) from e
 
     def run(values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        out = machine["main"](*[tvm.runtime.tensor(np.array(v, order="C", copy=True)) for v in values])
+        try:
+            out = machine["main"](*[tvm.runtime.tensor(np.array(v, order="C", copy=True)) for v in values])
+        except (RuntimeError, ValueError, TypeError) as e:
+            raise ModelError(f"TVM can't run the imported model: {last_line(e)}", remedy=NO_KERNEL) from e
         return [out.numpy()] if isinstance(out, tvm.runtime.Tensor) else [item.numpy() for item in out]
 
     return run
+
+
+NO_KERNEL = "an operator of it has no kernel for its shapes and types: export the model with other operators"
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an exception's text, where TVM puts the message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def compare(

@@ -152,6 +152,20 @@ def widen(bb: relax.BlockBuilder, q: relax.Expr, zero: Any, *, per_row: bool) ->
     return bb.normalize(R.subtract(wide, z))
 
 
+def gather(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
+    """``R.take``; negative indices count from the end, and one that is out of range reads the edge instead of foreign memory."""
+    x, indices = inputs
+    axis = attrs.get("axis", 0) % len(x.ty.shape)
+    size = sizes(x)[axis]
+    if isinstance(indices, GenericConst):
+        at = value(indices)
+        return R.take(x, relax.const(np.where(at < 0, at + size, at).astype(at.dtype)), axis=axis, mode="clip")
+    dtype = str(indices.ty.dtype)
+    wrapped = bb.normalize(R.add(indices, relax.const(size, dtype)))
+    indices = bb.normalize(R.where(bb.normalize(R.less(indices, relax.const(0, dtype))), wrapped, indices))
+    return R.take(x, indices, axis=axis, mode="clip")
+
+
 CONVOLUTIONS = {3: (R.nn.conv1d, "NCW", "OIW"), 4: (R.nn.conv2d, "NCHW", "OIHW"), 5: (R.nn.conv3d, "NCDHW", "OIDHW")}
 
 
@@ -216,6 +230,7 @@ def reshaped(bb: relax.BlockBuilder, x: relax.Expr, shape: Sequence[int]) -> rel
 
 LOWERED: Mapping[str, Lower] = {
     "Conv": conv,
+    "Gather": gather,
     "Gemm": gemm,
     "Clip": clip,
     "Pad": pad,

@@ -63,6 +63,20 @@ def too_large_output(node: onnx.NodeProto, graph: Graph) -> bool:
     return "output_shape" in attributes(node)
 
 
+def not_depth_first(node: onnx.NodeProto, graph: Graph) -> bool:
+    return attributes(node).get("mode", "DCR") != "DCR"
+
+
+def standard(node: onnx.NodeProto, graph: Graph) -> bool:
+    """Whether it is ONNX's own operator, where TVM knows only com.microsoft's of the same name."""
+    return DOMAINS[node.domain] == ""
+
+
+def unsigned(node: onnx.NodeProto, graph: Graph) -> bool:
+    dtype = graph.dtype(node.input[0])
+    return dtype is not None and dtype.kind == "u"
+
+
 def blocked(node: onnx.NodeProto, graph: Graph) -> bool:
     return bool(attributes(node).get("block_size"))
 
@@ -84,6 +98,14 @@ REFUSALS: tuple[Refusal, ...] = (
         "resize by constant factors",
     ),
     Refusal(("Pow",), integer_base, "powers of integers have no lowering", "cast the base to float32"),
+    Refusal(("SpaceToDepth",), not_depth_first, "only the mode DCR is computed correctly", "use reshape and transpose"),
+    Refusal(
+        ("Attention",),
+        standard,
+        "its definition can't be expanded with these optional inputs",
+        "export attention as matmul and softmax",
+    ),
+    Refusal(("TopK",), unsigned, "sorting unsigned integers has no kernel", "cast its input to int64 or float32"),
     Refusal(("RoiAlign",), not_average, "only the average mode is computed correctly", "use mode=avg"),
     Refusal(
         ("ConvTranspose",), too_large_output, "output_shape is larger than the input can fill", "give output_padding instead"

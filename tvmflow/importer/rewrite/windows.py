@@ -63,16 +63,19 @@ def explicit_transposed_pads(node: onnx.NodeProto, graph: Graph) -> list[onnx.No
         return None
     rank = len(shape) - 2
     strides, dilations = attrs.get("strides", [1] * rank), attrs.get("dilations", [1] * rank)
-    extra = attrs.get("output_padding", [0] * rank)
+    extra = list(attrs.get("output_padding", [0] * rank))
     pads = [0] * rank * 2
     if wanted is not None or auto.startswith("SAME"):
         for axis in range(rank):
             target = wanted[len(wanted) - rank + axis] if wanted is not None else shape[axis + 2] * strides[axis]
             total = (shape[axis + 2] - 1) * strides[axis] + extra[axis] + (weight[axis + 2] - 1) * dilations[axis] + 1 - target
-            if total < 0:
+            if total < 0:  # the output is larger: zeros after it, as onnxruntime has it
+                extra[axis] -= total
+                total = 0
+            if extra[axis] >= strides[axis]:
                 return None
             pads[axis], pads[axis + rank] = split(total, upper=auto == "SAME_UPPER")
-    return [make(node.op_type, node.input, node.output, node.name, **{**attrs, "pads": pads})]
+    return [make(node.op_type, node.input, node.output, node.name, **{**attrs, "pads": pads, "output_padding": extra})]
 
 
 WINDOW_RULES = (explicit_pads, explicit_transposed_pads)
