@@ -106,7 +106,7 @@ def prepare(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> tu
     if model.functions:
         model = inliner.inline_local_functions(model)
     fix_shapes(model, shapes)
-    notes: dict[str, None] = {}
+    notes: dict[str, list[str]] = {}
     try:
         graph = Graph(model)
         while fold(graph) or rewrite(graph, notes):
@@ -119,10 +119,12 @@ def prepare(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> tu
             f"its shapes don't fit: {str(e).splitlines()[0]}", remedy="check --shape, and the model with onnx.checker"
         ) from e
     reject(graph)
-    return graph, tuple(notes)
+    return graph, tuple(
+        f"{note}: {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "") for note, names in notes.items()
+    )
 
 
-def rewrite(graph: Graph, notes: dict[str, None]) -> bool:
+def rewrite(graph: Graph, notes: dict[str, list[str]]) -> bool:
     """Applies the first rule that fits to each node, once through the graph; True when something changed."""
     changed, index = False, 0
     while index < len(graph.nodes):
@@ -132,7 +134,7 @@ def rewrite(graph: Graph, notes: dict[str, None]) -> bool:
             index += 1
             continue
         if note:
-            notes[f"{describe(node)}: {note}"] = None
+            notes.setdefault(note, []).append(describe(node))
         graph.nodes[index : index + 1] = made
         index += len(made)
         changed = True

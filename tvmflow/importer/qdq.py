@@ -158,7 +158,12 @@ def standard_domain(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] 
     return [make(node.op_type, with_parameters(x, scale, zero, graph), node.output, node.name, **attributes(node))]
 
 
-@rule("DynamicQuantizeMatMul", "MatMulIntegerToFloat", domain=MICROSOFT)
+@rule(
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    domain=MICROSOFT,
+    note="integer products with a float result are computed in float",
+)
 def float_result(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
     """Integer matmul with a float result -> MatMul of dequantized operands, plus the bias."""
     body = Body(node, graph)
@@ -176,7 +181,7 @@ def float_result(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | N
     return body.made
 
 
-@rule("Mul")
+@rule("Mul", note="integer products with scales found at run time are computed in float")
 def scaled_integer_product(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
     """Mul(Cast(MatMulInteger(a, b, az, bz)), Mul(as, bs)) -> MatMul of dequantized operands (quantize_dynamic writes this).
 

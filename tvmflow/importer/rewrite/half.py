@@ -39,7 +39,7 @@ ACCUMULATING = (
 )
 
 
-@rule(*ACCUMULATING)
+@rule(*ACCUMULATING, note="float16 operators that accumulate are computed in float32")
 def widen_half(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
     """Op(float16) -> Cast to float32, Op, Cast back; constants are converted at once."""
     if str(graph.dtype(node.input[0])) != "float16":
