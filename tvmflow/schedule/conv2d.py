@@ -21,7 +21,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
 from tvmflow.schedule.intrinsics import BY_NAME, Dot
-from tvmflow.schedule.staging import Image, padded_copy
+from tvmflow.schedule.staging import Staging
 
 Array = NDArray[Any]
 Expr = Any
@@ -209,8 +209,10 @@ class _Nest:
     def _stage_input(self, x: Any) -> Any:
         geo, spec = self.geo, self.spec
         zero = self.params[1][0] if spec.is_integer else tir.const(0.0, "float32")
-        image = Image(spec.n, spec.h, spec.w, spec.groups, geo.per_group)
-        return padded_copy(x, image, spec.pad, zero, self.dot.a_dtype, geo.group_stride, geo.scratch_size, self.tile.threads)
+        staging = Staging(
+            spec.n, spec.h, spec.w, spec.groups, geo.per_group, spec.pad, zero, self.dot.a_dtype, geo.group_stride
+        )
+        return staging.whole(x, geo.scratch_size, self.tile.threads)
 
     def _tile(self, t: Expr, b: Expr, tiles_h: int, tiles_w: int) -> None:
         geo, tile, spec, dot = self.geo, self.tile, self.spec, self.dot
@@ -221,11 +223,13 @@ class _Nest:
         oh0 = self._inside(t // tiles_w % tiles_h, tile.mh, spec.oh)
         ow0 = self._inside(t % tiles_w, tile.mw, spec.ow)
         pixels = [(dh, dw) for dh in range(tile.mh) for dw in range(tile.mw)]
-        acc = [[tir.register(dot.lanes, dot.acc_dtype) for _ in range(tile.nr)] for _ in pixels]
+        channels = [self._channels(group, v0 + i) for i in range(tile.nr)]
         everything = tir.at(0, dot.lanes)
+        biases = [self.epilogue.bias_at(table) for table, _ in channels]
+        acc = [[tir.register(dot.lanes, dot.acc_dtype) for _ in range(tile.nr)] for _ in pixels]
         for row in acc:
-            for cell in row:
-                T.buffer_store(cell, tir.splat(tir.const(0, dot.acc_dtype), dot.lanes), [everything])
+            for cell, bias in zip(row, biases, strict=True):
+                T.buffer_store(cell, bias, [everything])
 
         corner = ((image * geo.rows + oh0 * spec.stride[0]) * geo.columns + ow0 * spec.stride[1]) * geo.channels
         corner = T.Bind(corner + group * geo.group_stride)
@@ -244,8 +248,23 @@ class _Nest:
                     T.buffer_store(acc[m][i], dot.broadcast(acc[m][i][everything], a, weights[i]), [everything])
 
         self._loops((spec.kh, geo.taps, geo.steps), step)
-        for i in range(tile.nr):
-            self._store_vector(v0 + i, group, image, oh0, ow0, pixels, [row[i] for row in acc])
+        first = (image * spec.oh + oh0) * spec.ow + ow0
+        for i, (table, channel) in enumerate(channels):
+            self.epilogue.bind_multiplier(table)
+            for (dh, dw), row in zip(pixels, acc, strict=True):
+                index = (first + dh * spec.ow + dw) * spec.oc + channel
+                if geo.outputs < dot.lanes:
+                    self.epilogue.store_some(self.y, index, row[i][everything], geo.outputs)
+                else:
+                    self.epilogue.store(self.y, index, row[i][everything])
+
+    def _channels(self, group: Expr, v: Expr) -> tuple[Expr, Expr]:
+        """First channel of vector ``v`` of a group: its place in the tables of biases and multipliers, and in the output."""
+        outputs, lanes = self.geo.outputs, self.dot.lanes
+        start: Expr = v * lanes
+        if outputs % lanes and outputs > lanes:
+            start = tirx.min(start, outputs - lanes)
+        return T.Bind(group * max(outputs, lanes) + start), T.Bind(group * outputs + start)
 
     @staticmethod
     def _inside(index: Expr, size: int, extent: int) -> Expr:
@@ -267,20 +286,3 @@ class _Nest:
                     level([*done, i])
 
         level([])
-
-    def _store_vector(
-        self, v: Expr, group: Expr, image: Expr, oh0: Expr, ow0: Expr, pixels: list[tuple[int, int]], acc: list[Any]
-    ) -> None:
-        """Epilogue of one vector of channels for all pixels of the tile."""
-        geo, spec, lanes = self.geo, self.spec, self.dot.lanes
-        start: Expr = v * lanes
-        if geo.outputs % lanes and geo.outputs > lanes:
-            start = tirx.min(start, geo.outputs - lanes)
-        self.epilogue.bind_channels(T.Bind(group * max(geo.outputs, lanes) + start))
-        channel = T.Bind(group * geo.outputs + start)
-        for (dh, dw), cell in zip(pixels, acc, strict=True):
-            index = ((image * spec.oh + oh0 + dh) * spec.ow + ow0 + dw) * spec.oc + channel
-            if geo.outputs < lanes:
-                self.epilogue.store_some(self.y, index, cell[tir.at(0, lanes)], geo.outputs)
-            else:
-                self.epilogue.store(self.y, index, cell[tir.at(0, lanes)])

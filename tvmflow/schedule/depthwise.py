@@ -20,14 +20,18 @@ from tvm.tirx.script.builder import ir as T
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
 from tvmflow.schedule.intrinsics import BY_NAME, Dot
-from tvmflow.schedule.staging import Image, padded_copy
+from tvmflow.schedule.staging import Staging
 
 Array = NDArray[Any]
 Expr = Any
 
 
+BAND_BYTES = 128 * 1024
+"""A band of input rows of this size stays in the second-level cache of every target, with room for weights and outputs."""
+
+
 class DepthwiseTile(msgspec.Struct, frozen=True, tag="depthwise"):
-    """``mw`` outputs of a row are computed together; ``rows`` rows share the weights that were packed for them."""
+    """``mw`` outputs of a row are computed together; a band of ``rows`` output rows is staged and computed at once."""
 
     dot: str
     mw: int
@@ -48,9 +52,8 @@ def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[Dept
     for mw in range(1, min(spec.ow, 16) + 1):
         # accumulators, the weights of all columns, and a few columns in flight
         if (mw + row_groups * spec.kw + 4) * dot.regs_per_acc <= registers or mw == 1:
-            for rows in (1, 4, 16):
-                if rows == 1 or rows < 2 * spec.n * spec.oh:
-                    yield DepthwiseTile(dot.name, mw, min(rows, spec.n * spec.oh))
+            for rows in sorted({min(rows, spec.oh) for rows in (1, 2, 4, 8, 16)}):
+                yield DepthwiseTile(dot.name, mw, rows)
 
 
 def estimate(spec: Conv2d, tile: DepthwiseTile) -> float:
@@ -63,9 +66,12 @@ def estimate(spec: Conv2d, tile: DepthwiseTile) -> float:
     body = max(pack + multiply, 5.0 * spec.kw * row_groups / max(tile.mw, 1)) + 4.0 * tile.mw + 8
     weights = spec.kw * spec.kh * 2 + 40
     vectors = ceil(spec.oc / dot.lanes)
-    chunks = ceil(spec.n * spec.oh / tile.rows)
-    idle = 0.02 * tile.rows  # long chunks leave threads without work at the end, and pixels fall out of L1 between vectors
-    return chunks * vectors * (weights + tile.rows * ceil(spec.ow / tile.mw) * body * (1 + idle))
+    bands = spec.n * ceil(spec.oh / tile.rows)
+    # a band is copied, then walked once per vector of channels: it should stay in cache, and its rows be shared by many outputs
+    band = band_rows(spec, tile.rows) * (spec.w + spec.pad[1] + spec.pad[3]) * spec.ic
+    copied = band / 32 if any(spec.pad) else 0.0
+    walk = vectors * (weights + tile.rows * ceil(spec.ow / tile.mw) * body) * (1.0 if band < BAND_BYTES else 1.3)
+    return bands * (copied + walk)
 
 
 def default_tile(spec: Conv2d, names: tuple[str, ...], registers: int) -> DepthwiseTile:
@@ -100,34 +106,38 @@ def emit(spec: Conv2d, tile: DepthwiseTile, name: str) -> tirx.PrimFunc:
 
 def _emit_body(spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, weight: Any, bias: Any, *rest: Any) -> None:
     epilogue_params, y = rest[:-1], rest[-1]
-    rows, columns = spec.h + spec.pad[0] + spec.pad[2], spec.w + spec.pad[1] + spec.pad[3]
-    if any(spec.pad):
-        zero = epilogue_params[1][0] if spec.is_integer else tir.const(0.0, "float32")
-        image = Image(spec.n, spec.h, spec.w, 1, spec.ic)
-        x = padded_copy(x, image, spec.pad, zero, spec.x, spec.ic, spec.n * rows * columns * spec.ic, tile.threads)
-
-    rows_out = spec.n * spec.oh
-    with tir.parallel_if(tile.threads, ceil(rows_out / tile.rows)) as chunk:
-        first = chunk * tile.rows
-        r0 = T.Bind(tirx.min(first, rows_out - tile.rows) if rows_out % tile.rows else first)
+    columns = spec.w + spec.pad[1] + spec.pad[3]
+    bands = ceil(spec.oh / tile.rows)
+    with tir.parallel_if(tile.threads, spec.n * bands) as chunk:
+        image, first = (chunk // bands, chunk % bands * tile.rows) if spec.n > 1 else (0, chunk * tile.rows)
+        oh0 = T.Bind(tirx.min(first, spec.oh - tile.rows) if spec.oh % tile.rows else first)
+        source, origin = x, (image * spec.h + oh0 * spec.stride[0]) * columns * spec.ic
+        if any(spec.pad):
+            zero = epilogue_params[1][0] if spec.is_integer else tir.const(0.0, "float32")
+            staging = Staging(spec.n, spec.h, spec.w, 1, spec.ic, spec.pad, zero, spec.x, spec.ic)
+            # only the rows that the band sees: they are still in cache when they are multiplied
+            source, origin = staging.band(x, image, oh0 * spec.stride[0] - spec.pad[0], band_rows(spec, tile.rows)), 0
 
         def channels(c: Expr, lanes: int) -> None:
             finish = tir.ConvEpilogue(spec, bias, epilogue_params, lanes, dot.acc_dtype)
             taps = _bind_weights(spec, dot, weight, c, lanes)
-            finish.bind_channels(c)
-            with T.serial(0, tile.rows) as line:
-                r = r0 + line
-                image_index, oh = (r // spec.oh, r % spec.oh) if spec.n > 1 else (0, r)
-                corner = T.Bind((image_index * rows + oh * spec.stride[0]) * columns * spec.ic + c)
-                with T.serial(0, ceil(spec.ow / tile.mw)) as t:
-                    start = t * tile.mw
-                    ow0 = T.Bind(tirx.min(start, spec.ow - tile.mw) if spec.ow % tile.mw else start)
-                    base = T.Bind(corner + ow0 * spec.stride[1] * spec.ic)
-                    out = T.Bind((r * spec.ow + ow0) * spec.oc + c)
-                    for m, cell in enumerate(_multiply(spec, tile, dot, x, taps, base, columns, lanes)):
-                        finish.store(y, out + m * spec.oc, cell[tir.at(0, lanes)])
+            start_at = finish.bias_at(c)
+            finish.bind_multiplier(c)
+            with T.serial(0, tile.rows) as line, T.serial(0, ceil(spec.ow / tile.mw)) as t:
+                start = t * tile.mw
+                ow0 = T.Bind(tirx.min(start, spec.ow - tile.mw) if spec.ow % tile.mw else start)
+                base = T.Bind(origin + (line * spec.stride[0] * columns + ow0 * spec.stride[1]) * spec.ic + c)
+                out = T.Bind((((image * spec.oh + oh0 + line) * spec.ow) + ow0) * spec.oc + c)
+                acc = _multiply(spec, tile, dot, source, taps, base, start_at, lanes)
+                for m, cell in enumerate(acc):
+                    finish.store(y, out + m * spec.oc, cell[tir.at(0, lanes)])
 
         tir.for_each_run(spec.oc, dot.lanes * dot.regs_per_acc, channels)
+
+
+def band_rows(spec: Conv2d, rows: int) -> int:
+    """Rows of the padded image that ``rows`` rows of output see."""
+    return (rows - 1) * spec.stride[0] + (spec.kh - 1) * spec.dilation[0] + 1
 
 
 def _bind_weights(spec: Conv2d, dot: Dot, weight: Any, c: Expr, lanes: int) -> list[list[Expr]]:
@@ -158,13 +168,14 @@ def _as_weight(dot: Dot, words: Expr, lanes: int) -> Expr:
 
 
 def _multiply(
-    spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, taps: list[list[Expr]], base: Expr, columns: int, lanes: int
+    spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, taps: list[list[Expr]], base: Expr, bias: Expr, lanes: int
 ) -> list[Any]:
     """Accumulators of the tile's outputs; each packed column is loaded once and used by every output that sees it."""
     everything = tir.at(0, lanes)
     acc = [tir.register(lanes, dot.acc_dtype) for _ in range(tile.mw)]
     for cell in acc:
-        T.buffer_store(cell, tir.splat(tir.const(0, dot.acc_dtype), lanes), [everything])
+        T.buffer_store(cell, bias, [everything])
+    columns = spec.w + spec.pad[1] + spec.pad[3]
     uses: dict[int, list[tuple[int, int]]] = {}
     for m in range(tile.mw):
         for kw in range(spec.kw):

@@ -11,7 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Pool2d
 from tvmflow.schedule import tir
-from tvmflow.schedule.staging import Image, padded_copy
+from tvmflow.schedule.staging import Staging
 
 Expr = Any
 
@@ -36,24 +36,24 @@ def emit(spec: Pool2d, tile: PoolTile, name: str) -> tirx.PrimFunc:
 def _emit_body(spec: Pool2d, tile: PoolTile, x: Any, *rest: Any) -> None:
     y = rest[-1]
     average = spec.fn == "avg"
-    rows, columns = spec.h + spec.pad[0] + spec.pad[2], spec.w + spec.pad[1] + spec.pad[3]
-    if any(spec.pad):
-        border = rest[1][0] if average else tir.const(_lowest(spec.x), spec.x)
-        image = Image(spec.n, spec.h, spec.w, 1, spec.c)
-        x = padded_copy(x, image, spec.pad, border, spec.x, spec.c, spec.n * rows * columns * spec.c, tile.threads)
+    columns = spec.w + spec.pad[1] + spec.pad[3]
     acc_dtype = "int32" if average else spec.x
-
     with tir.parallel_if(tile.threads and spec.n * spec.oh * spec.ow * spec.c > 16384, spec.n * spec.oh) as r:
         index, oh = r // spec.oh, r % spec.oh
+        source, origin = x, (index * spec.h + oh * spec.stride[0]) * columns * spec.c
+        if any(spec.pad):
+            border = rest[1][0] if average else tir.const(_lowest(spec.x), spec.x)
+            staging = Staging(spec.n, spec.h, spec.w, 1, spec.c, spec.pad, border, spec.x, spec.c)
+            source, origin = staging.band(x, index, oh * spec.stride[0] - spec.pad[0], spec.kh), 0
         with T.serial(0, spec.ow) as ow:
 
             def channels(c: Expr, lanes: int) -> None:
                 acc = tir.register(lanes, acc_dtype)
                 start = 0 if average else _lowest(spec.x)
                 T.buffer_store(acc, tir.splat(tir.const(start, acc_dtype), lanes), [tir.at(0, lanes)])
-                corner = T.Bind(((index * rows + oh * spec.stride[0]) * columns + ow * spec.stride[1]) * spec.c + c)
+                corner = T.Bind(origin + ow * spec.stride[1] * spec.c + c)
                 with T.serial(0, spec.kh) as kh, T.serial(0, spec.kw) as kw:
-                    value = x[tir.at(corner + (kh * columns + kw) * spec.c, lanes)]
+                    value = source[tir.at(corner + (kh * columns + kw) * spec.c, lanes)]
                     seen = acc[tir.at(0, lanes)]
                     merged = seen + tir.to_int32(value, lanes) if average else tirx.max(seen, value)
                     T.buffer_store(acc, merged, [tir.at(0, lanes)])

@@ -139,9 +139,10 @@ def for_each_run(count: int, widest: int, body: Callable[[Expr, int], None]) -> 
 
 
 class ConvEpilogue:
-    """From accumulators to stored outputs: bias, then requantize, dequantize or clamp, with an optional residual add.
+    """From accumulators to stored outputs: requantize, dequantize or clamp, with an optional residual add.
 
-    ``params`` are ``multiplier, quant[, residual]`` (integer) or ``bounds[, residual]`` (float), as in kernels/spec.py Conv2d.
+    Accumulators start at the bias (:meth:`bias_at`). ``params`` are ``multiplier, quant[, residual]`` (integer) or
+    ``bounds[, residual]`` (float), as in kernels/spec.py Conv2d.
     """
 
     def __init__(self, spec: Any, bias: Any, params: Any, lanes: int, acc_dtype: str) -> None:
@@ -155,15 +156,17 @@ class ConvEpilogue:
             if spec.residual:
                 self.add = FixedPointAdd(quant, 4, lanes, spec.y)
 
-    def bind_channels(self, table: Expr) -> None:
-        """Loads bias and multiplier of the ``lanes`` channels from ``table`` on."""
-        self.bias_lanes = T.Bind(self.bias[at(table, self.lanes)])
+    def bias_at(self, table: Expr) -> Expr:
+        """Bias of the ``lanes`` channels from ``table`` on: what their accumulators start with."""
+        return T.Bind(self.bias[at(table, self.lanes)])
+
+    def bind_multiplier(self, table: Expr) -> None:
+        """Loads the multipliers of the ``lanes`` channels from ``table`` on."""
         if self.spec.is_integer:
             self.multiplier = T.Bind(self.params[0][at(table, self.lanes)])
 
-    def value(self, acc: Expr, residual: Expr | None) -> Expr:
+    def value(self, total: Expr, residual: Expr | None) -> Expr:
         """Output lanes of one accumulator."""
-        total = acc + self.bias_lanes
         if not self.spec.is_integer:
             return clip(total if residual is None else total + residual, *self.bounds)
         if self.spec.y == "float32":
