@@ -24,9 +24,6 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from tvmflow.errors import TvmflowError, UsageError
 from tvmflow.flow.compile import runs_here
 from tvmflow.flow.lower import Lowered, lower
@@ -34,6 +31,7 @@ from tvmflow.model import Model, TensorInfo
 from tvmflow.target import Target, get_target
 from tvmflow.trace import Trace, silent
 
+ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[[Path], Any]
 """Opens an artifact and returns a function from input arrays to one array, or a list of them."""
 
@@ -120,10 +118,12 @@ class Reference:
     """A lowered model with what the oracle computes."""
 
     lowered: Lowered
+    inspected: Model
+    """The model with a main that returns every integer tensor."""
     inputs: tuple[list[np.ndarray], ...]
     outputs: tuple[list[np.ndarray], ...]
-    named: tuple[dict[str, np.ndarray], ...]
-    """Per input: every integer tensor by name, in program order."""
+    integers: tuple[list[np.ndarray], ...]
+    """Per input: what ``inspected`` returns."""
 
 
 def compare(names: Sequence[str], got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> Comparison:
@@ -142,6 +142,24 @@ def compare(names: Sequence[str], got: Sequence[np.ndarray], want: Sequence[np.n
     return Comparison(len(names), elements, differing, bits, worst)
 
 
+def inspectable(model: Model) -> Model:
+    """``model`` with a main that returns every integer tensor that it computes, in program order, instead of its outputs."""
+    import tvm
+    from tvm import relax
+
+    main = model.module["main"]
+    bindings = [binding for block in main.body.blocks for binding in block.bindings]
+    results = []
+    for var in [b.var for b in bindings if isinstance(b.var.ty, relax.TensorType) and "int" in str(b.var.ty.dtype)]:
+        results.append(relax.Var(f"{len(results)} {var.name}", var.ty))
+        bindings.append(relax.VarBinding(results[-1], var))
+    infos = tuple(TensorInfo(str(v.name), tuple(int(d) for d in v.ty.shape), str(v.ty.dtype)) for v in results)
+    body = relax.SeqExpr([relax.DataflowBlock(bindings)], relax.Tuple(results))
+    module = tvm.IRModule(dict(model.module.functions_items()), attrs=model.module.attrs)
+    module["main"] = relax.Function(main.params, body, relax.TupleType([v.ty for v in results]), attrs=main.attrs)
+    return replace(model, module=module, outputs=infos)
+
+
 def reference(lowered: Lowered, samples: int) -> Reference:
     """The oracle's tensors for the first calibration samples and for one input of seeded noise."""
     from tvmflow.kernels.interpret import interpret
@@ -152,12 +170,10 @@ def reference(lowered: Lowered, samples: int) -> Reference:
         inputs.append([sample[i.name] for i in lowered.model.inputs])
     rng = np.random.default_rng(0)
     inputs.append([rng.standard_normal(i.shape).astype(i.dtype) for i in lowered.model.inputs])
-    outputs, named = [], []
-    for arrays in inputs:
-        result, tensors = interpret(lowered.model.module, arrays)
-        outputs.append(result)
-        named.append({name: value for name, value in tensors.items() if value.dtype.kind in "iu"})
-    return Reference(lowered, tuple(inputs), tuple(outputs), tuple(named))
+    inspected = inspectable(lowered.model)
+    outputs = [interpret(lowered.model.module, arrays)[0] for arrays in inputs]
+    tensors = [interpret(inspected.module, arrays)[0] for arrays in inputs]
+    return Reference(lowered, inspected, tuple(inputs), tuple(outputs), tuple(tensors))
 
 
 def compiled(model: Model, target: Target, tuning_log: str, path: Path) -> Path:
@@ -173,31 +189,19 @@ def compiled(model: Model, target: Target, tuning_log: str, path: Path) -> Path:
     return package(compile_module(scheduled.module, target).executable, manifest, (), target, path).path
 
 
-def returning(model: Model, tensors: Mapping[str, np.ndarray]) -> Model:
-    """``model`` with a main that returns ``tensors`` (by name) instead of its outputs."""
-    from tvmflow.quantize.calibrate import with_outputs
-
-    infos = tuple(TensorInfo(name, value.shape, str(value.dtype)) for name, value in tensors.items())
-    return replace(model, module=with_outputs(model.module, list(tensors)), outputs=infos)
-
-
 def measure(place: Place, ref: Reference, tuning_log: str, folder: Path) -> Row:
     """Compiles for a place, runs there, compares."""
     started = time.perf_counter()
-    model, target = ref.lowered.model, place.target
-    names = list(ref.named[0])
-    inspected = compiled(returning(model, ref.named[0]), target, tuning_log, folder / f"{place.name}-tensors.so")
-    shipped = compiled(model, target, tuning_log, folder / f"{place.name}.so")
-    integers = outputs = Comparison()
+    target, found = place.target, []
     with place.open() as load:
-        session = load(inspected)
-        for arrays, want in zip(ref.inputs, ref.named, strict=True):
-            integers += compare(names, as_list(session(*arrays)), list(want.values()))
-        session.close()
-        session = load(shipped)
-        for arrays, expected in zip(ref.inputs, ref.outputs, strict=True):
-            outputs += compare([o.name for o in model.outputs], as_list(session(*arrays)), expected)
-        session.close()
+        for what, model, expected in (("integers", ref.inspected, ref.integers), ("outputs", ref.lowered.model, ref.outputs)):
+            path = compiled(model, target, tuning_log, folder / f"{place.name}-{what}.so")
+            names = [info.name for info in model.outputs]
+            session = load(path)
+            results = [compare(names, as_list(session(*arrays)), want) for arrays, want in zip(ref.inputs, expected, strict=True)]
+            session.close()
+            found.append(sum(results, Comparison()))
+    integers, outputs = found
     seconds = time.perf_counter() - started
     return Row(place.name, target.int8.storage, target.int8.dot[0], integers, outputs, seconds)
 
@@ -211,9 +215,9 @@ def between_storages(references: Mapping[str, Reference]) -> Comparison | None:
     if len(references) < 2:
         return None
     total = Comparison()
-    for unsigned, signed in zip(references["uint8"].named, references["int8"].named, strict=True):
-        shifted = [(v ^ 128).view(np.int8) if v.dtype == np.uint8 else v for v in unsigned.values()]
-        total += compare(list(unsigned), shifted, [signed[name] for name in unsigned])
+    names = [info.name for info in references["uint8"].inspected.outputs]
+    for unsigned, signed in zip(references["uint8"].integers, references["int8"].integers, strict=True):
+        total += compare(names, [(v ^ 128).view(np.int8) if v.dtype == np.uint8 else v for v in unsigned], signed)
     return total
 
 
