@@ -85,7 +85,7 @@ def evaluate(job: Job) -> Job:
             ours = judge.Recorder(session, job["judged"])
             result = evaluate_session(ours, samples, reference, reference_name=name)
     else:
-        ours = judge.Recorder(OnnxRuntime(Path(job["runs"]), threads), job["judged"])
+        ours = judge.Recorder(OnnxRuntime(Path(job["other"]), threads), job["judged"])
         result = evaluate_session(ours, samples, reference, reference_name=name)
     more = judge.verdict(job["judged"], ours.kept, reference.kept, judge.symbols_of(model), job["data"]["texts"])
     return {"samples": len(samples), **result.to_json(), **more}
