@@ -15,7 +15,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(n)
-#define __shared__ static
+#define CUDART_INF_F INFINITY
 #define uint unsigned int
 #define uchar unsigned char
 #define ushort unsigned short

@@ -32,8 +32,8 @@ def guarded(array: np.ndarray) -> np.ndarray:
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.mprotect(ctypes.c_void_p(start + size), page, 0) == 0
-    # 16-byte loads need their alignment, so that up to 15 bytes behind the array stay readable
-    offset = (size - array.nbytes) // 16 * 16
+    # tensors are aligned to 64 bytes, so that up to 63 bytes behind the array stay readable
+    offset = (size - array.nbytes) // 64 * 64
     copy = np.ndarray(array.shape, array.dtype, area, offset)
     copy[...] = array
     return copy
@@ -44,6 +44,7 @@ class Emulated:
 
     def __init__(self, source: str) -> None:
         text = source[source.index('extern "C" __global__') :]
+        text = text.replace("__shared__ alignas(64)", "alignas(64) static")
         kernels = KERNEL.findall(text)
         assert kernels
         wrappers = []

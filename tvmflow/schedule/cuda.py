@@ -7,6 +7,8 @@ Every kernel is one launch of a one-dimensional grid of one-dimensional blocks. 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -95,3 +97,66 @@ def both(*conditions: Expr | bool) -> Expr | bool:
 def select(condition: Expr | bool, value: Callable[[], Expr], other: Expr) -> Expr:
     """``value()`` where the condition holds, else ``other``; the value is not even read where it does not hold."""
     return value() if condition is True else T.if_then_else(condition, value(), other)
+
+
+def element_kernel(name: str, params: Params, units: int, threads: int, body: Callable[..., None]) -> tirx.PrimFunc:
+    """PrimFunc in which each thread does one of ``units`` independent pieces; ``body(unit, *flat views)``."""
+
+    def guarded(block: Expr, thread: Expr, *buffers: Any) -> None:
+        unit = T.Bind(block * threads + thread)
+        only_if(True if units % threads == 0 else unit < units, lambda: body(unit, *buffers))
+
+    return kernel(name, params, -(-units // threads), threads, guarded)
+
+
+def lanes_for(run: int, *dtypes: str) -> int:
+    """Elements a thread: a word where all tensors are int8 and runs are whole words, else one."""
+    return WORD if run % WORD == 0 and set(dtypes) == {"int8"} else 1
+
+
+def load(buffer: Any, index: Expr, lanes: int) -> list[Expr]:
+    """``lanes`` elements from ``index`` on: int8 as int32 (one load of a word), float32 as they are."""
+    if lanes == 1:
+        return [buffer[index].astype("int32") if str(buffer.dtype) == "int8" else buffer[index]]
+    word = T.Bind(words(buffer)[index // WORD])
+    return [byte_of(word, i) for i in range(lanes)]
+
+
+def store(buffer: Any, index: Expr, values: Sequence[Expr]) -> None:
+    """Writes neighbouring elements, four int8 ones as a word."""
+    if len(values) == 1:
+        T.buffer_store(buffer, values[0].astype(str(buffer.dtype)), [index])
+    else:
+        T.buffer_store(words(buffer), word_of(values), [index // WORD])
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The epilogue of one output channel: its bias and multiplier are in registers."""
+
+    epilogue: tir.ConvEpilogue
+    bias: Expr
+
+    def value(self, acc: Expr, residual: Expr | None) -> Expr:
+        return self.epilogue.value(acc + self.bias, residual)
+
+    def store(self, y: Any, index: Expr, acc: Expr) -> None:
+        """Writes one output."""
+        self.epilogue.store(y, index, acc + self.bias)
+
+
+def channels(epilogue: tir.ConvEpilogue, first: Expr, count: int) -> list[Channel]:
+    """Epilogues of ``count`` neighbouring channels."""
+    found = []
+    for i in range(count):
+        mine = copy(epilogue)
+        mine.bind_multiplier(first + i)
+        found.append(Channel(mine, mine.bias_at(first + i)))
+    return found
+
+
+def store_channels(lanes: Sequence[Channel], acc: Sequence[Expr], y: Any, index: Expr) -> None:
+    """Finishes four neighbouring channels and writes them as a word."""
+    residual = lanes[0].epilogue.residual
+    others = [None] * WORD if residual is None else load(residual, index, WORD)
+    store(y, index, [lane.value(a, other) for lane, a, other in zip(lanes, acc, others, strict=True)])

@@ -7,7 +7,6 @@ the zero point where the window leaves the image. Weights are packed in the orde
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import copy
 from math import ceil
 from typing import Any
 
@@ -188,8 +187,6 @@ class _Conv:
         """Epilogue and store of a thread's accumulators, four neighbouring channels at a time."""
         geo, tile, spec = self.geo, self.tile, self.spec
         packed = spec.y == "int8" and geo.outputs % cuda.WORD == 0
-        out = cuda.words(y) if packed else y
-        residuals = cuda.words(epilogue.residual) if packed and spec.residual else epilogue.residual
         for quad in range(tile.tn // 4):
             channel = T.Bind(self.first_channel + gemm.column(quad))
             lanes = [copy(epilogue) for _ in range(4)]
@@ -204,16 +201,8 @@ class _Conv:
                 in_image = True if geo.pixels % tile.bm == 0 else pixel < geo.pixels
                 inside = cuda.both(in_image, True if geo.outputs % tile.bn == 0 else channel < geo.outputs)
                 if packed:
-                    cuda.only_if(inside, lambda acc=acc, index=index: _store_word(lanes, acc, out, residuals, index // cuda.WORD))
+                    cuda.only_if(inside, lambda acc=acc, index=index: cuda.store_channels(lanes, acc, y, index))
                     continue
                 for j in range(4):
                     one = cuda.both(in_image, True if geo.outputs % tile.bn == 0 else channel + j < geo.outputs)
                     cuda.only_if(one, lambda j=j, acc=acc, index=index: lanes[j].store(y, index + j, acc[j]))
-
-
-def _store_word(lanes: list[tir.ConvEpilogue], acc: list[Expr], out: Any, residuals: Any, index: Expr) -> None:
-    held = T.Bind(residuals[index]) if residuals is not None else None
-    values = [
-        lane.value(a, None if held is None else cuda.byte_of(held, j)) for j, (lane, a) in enumerate(zip(lanes, acc, strict=True))
-    ]
-    T.buffer_store(out, cuda.word_of(values), [index])

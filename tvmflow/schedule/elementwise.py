@@ -56,7 +56,7 @@ def emit_lookup(spec: Lookup, tile: FlatTile, name: str) -> tirx.PrimFunc:
     return tir.prim_func(name, [("x", spec.shape, spec.x), ("table", (256,), spec.y), ("y", spec.shape, spec.y)], body, {})
 
 
-def _quantize_lanes(value: Expr, scale: Expr, lo: Expr, hi: Expr, shift: Expr, lanes: int, dtype: str) -> Expr:
+def quantize_lanes(value: Expr, scale: Expr, lo: Expr, hi: Expr, shift: Expr, lanes: int, dtype: str) -> Expr:
     """kernels/reference.py ``_quantize`` on a vector; the rounding trick is explained at tir.Requantizer."""
     steps = tir.clip(value / tir.splat(scale, lanes), tir.splat(lo, lanes), tir.splat(hi, lanes))
     rounded = steps + tir.splat(tir.const(tir.Requantizer.MAGIC, "float32"), lanes)
@@ -74,7 +74,7 @@ def emit_quantize(spec: Quantize, tile: FlatTile, name: str) -> tirx.PrimFunc:
         shift = T.Bind(zero - tir.const(tir.Requantizer.MAGIC_BITS, "int32"))
 
         def convert(source: Expr, lanes: int) -> Expr:
-            return _quantize_lanes(x[tir.at(source, lanes)], by, lo, hi, shift, lanes, spec.y)
+            return quantize_lanes(x[tir.at(source, lanes)], by, lo, hi, shift, lanes, spec.y)
 
         if not spec.nchw:
             chunked(prod(spec.shape), tile, lambda o, n: T.buffer_store(y, convert(o, n), [tir.at(o, n)]))
@@ -136,13 +136,13 @@ def emit_binary(spec: Binary, tile: FlatTile, name: str) -> tirx.PrimFunc:
             requantize = tir.Requantizer(quant[2], quant[3], quant[4], lanes, spec.y)
             return requantize(product, tir.splat(rest[0][0], lanes))
 
-        outer, run, a_moves, b_moves = _innermost_run(spec)
+        outer, run, a_moves, b_moves = innermost_run(spec)
         if not outer and a_moves and b_moves:
             chunked(run, tile, lambda o, n: T.buffer_store(y, combine(o, o, n, n, n), [tir.at(o, n)]))
             return
         rows = prod(extent for extent, _, _ in outer)
         with tir.parallel_if(tile.threads and rows * run > PARALLEL_ELEMENTS, rows) as row:
-            ia, ib = _offsets(row, outer)
+            ia, ib = offsets(row, outer)
 
             def vector(o: Expr, n: int) -> None:
                 value = combine(
@@ -159,7 +159,7 @@ Axis = tuple[int, int, int]
 """Extent, and the strides of a and b along it (0 where it is broadcast)."""
 
 
-def _innermost_run(spec: Binary) -> tuple[list[Axis], int, bool, bool]:
+def innermost_run(spec: Binary) -> tuple[list[Axis], int, bool, bool]:
     """Outer axes, length of the contiguous innermost run, and whether a and b advance along it."""
     axes: list[Axis] = []
     stride_a = stride_b = 1
@@ -179,7 +179,7 @@ def _innermost_run(spec: Binary) -> tuple[list[Axis], int, bool, bool]:
     return axes[used:][::-1], run, *moves
 
 
-def _offsets(row: Expr, outer: list[Axis]) -> tuple[Expr, Expr]:
+def offsets(row: Expr, outer: list[Axis]) -> tuple[Expr, Expr]:
     """Offsets of a and b for flat index ``row`` over the outer axes."""
     ia: Expr = 0
     ib: Expr = 0

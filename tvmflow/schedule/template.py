@@ -13,12 +13,32 @@ from tvm import tirx
 
 from tvmflow.errors import InternalError
 from tvmflow.kernels import spec as ks
-from tvmflow.schedule import conv2d, cuda_conv2d, cuda_gemm, depthwise, elementwise, float_islands, matmul, pool
+from tvmflow.schedule import (
+    conv2d,
+    cuda_conv2d,
+    cuda_depthwise,
+    cuda_elementwise,
+    cuda_gemm,
+    cuda_matmul,
+    cuda_rows,
+    depthwise,
+    elementwise,
+    float_islands,
+    matmul,
+    pool,
+)
 from tvmflow.target import Target
 
 Array = NDArray[Any]
 Tile: TypeAlias = (
-    conv2d.ConvTile | depthwise.DepthwiseTile | matmul.MatMulTile | elementwise.FlatTile | pool.PoolTile | cuda_gemm.GemmTile
+    conv2d.ConvTile
+    | depthwise.DepthwiseTile
+    | matmul.MatMulTile
+    | elementwise.FlatTile
+    | pool.PoolTile
+    | cuda_gemm.GemmTile
+    | cuda_depthwise.CudaDepthwiseTile
+    | cuda_elementwise.ThreadTile
 )
 """Decisions of any template; what a tuning record holds."""
 
@@ -113,6 +133,32 @@ def _flat_template(name: str, kind: type, emit: Callable[[Any, Any, str], tirx.P
     )
 
 
+def _cuda_tiled(name: str, fits: Callable[[Any], bool], module: Any, pack: Callable[[Any, Any, list[Array]], list[Array]]) -> Template:
+    """A tiled CUDA template whose space, model and code are functions of ``module``."""
+    return Template(
+        name,
+        fits=lambda spec, target: target.cuda is not None and fits(spec),
+        space=lambda spec, target: module.space(spec),
+        default=lambda spec, target: module.default_tile(spec, target.cuda),
+        estimate=lambda spec, tile, target: module.estimate(spec, tile, target.cuda),
+        emit=module.emit,
+        pack=pack,
+    )
+
+
+def _cuda_threads(name: str, kind: type, emit: Callable[[Any, Any, str], tirx.PrimFunc]) -> Template:
+    """A CUDA template that decides nothing but the threads of a block."""
+    return Template(
+        name,
+        fits=lambda spec, target: target.cuda is not None and isinstance(spec, kind),
+        space=lambda spec, target: cuda_elementwise.space(),
+        default=lambda spec, target: cuda_elementwise.DEFAULT,
+        estimate=lambda spec, tile, target: float(abs(tile.threads - cuda_elementwise.DEFAULT.threads)),
+        emit=emit,
+        pack=_as_is,
+    )
+
+
 TEMPLATES: tuple[Template, ...] = (
     _tiled(
         "depthwise",
@@ -154,15 +200,17 @@ TEMPLATES: tuple[Template, ...] = (
         emit=pool.emit,
         pack=_as_is,
     ),
-    Template(
-        "cuda_conv2d",
-        fits=lambda spec, target: isinstance(spec, ks.Conv2d) and target.cuda is not None,
-        space=lambda spec, target: cuda_conv2d.space(spec),
-        default=lambda spec, target: cuda_conv2d.default_tile(spec, target.cuda),
-        estimate=lambda spec, tile, target: cuda_conv2d.estimate(spec, tile, target.cuda),
-        emit=cuda_conv2d.emit,
-        pack=cuda_conv2d.pack,
-    ),
+    _cuda_tiled("cuda_depthwise", lambda spec: isinstance(spec, ks.Conv2d) and spec.is_depthwise, cuda_depthwise, cuda_depthwise.pack),
+    _cuda_tiled("cuda_conv2d", lambda spec: isinstance(spec, ks.Conv2d), cuda_conv2d, cuda_conv2d.pack),
+    _cuda_tiled("cuda_matmul", lambda spec: isinstance(spec, ks.MatMul), cuda_matmul, _as_is),
+    _cuda_threads("cuda_binary", ks.Binary, cuda_elementwise.emit_binary),
+    _cuda_threads("cuda_lookup", ks.Lookup, cuda_elementwise.emit_lookup),
+    _cuda_threads("cuda_quantize", ks.Quantize, cuda_elementwise.emit_quantize),
+    _cuda_threads("cuda_dequantize", ks.Dequantize, cuda_elementwise.emit_dequantize),
+    _cuda_threads("cuda_unary", ks.Unary, cuda_elementwise.emit_unary),
+    _cuda_threads("cuda_pool2d", ks.Pool2d, cuda_elementwise.emit_pool),
+    _cuda_threads("cuda_softmax", ks.Softmax, cuda_rows.emit_softmax),
+    _cuda_threads("cuda_layer_norm", ks.LayerNorm, cuda_rows.emit_layer_norm),
 )
 """The first template that fits a kernel is used."""
 
