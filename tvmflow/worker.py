@@ -1,7 +1,7 @@
 """Native work in a child process, so that a crash or a hang of it becomes an error message and never takes the caller down.
 
-The child is started as ``python -m tvmflow.worker DIRECTORY MODULE:FUNCTION``. It reads ``job.json`` there, appends what it is
-working on to ``status`` (one line a step), and leaves ``result.json`` or ``failure.json``. Large values go through files that the
+The child is started as ``python -m tvmflow.worker DIRECTORY MODULE:FUNCTION``. It reads the job there, appends what it is
+working on to ``status`` (one line a step), and leaves a result or a failure. Large values go through files that the
 two sides agree on.
 """
 
@@ -37,7 +37,7 @@ _PR_SET_PDEATHSIG = 1
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Work = Callable[[Job, Path, Progress], Result]
-"""A function at the top level of a module, ``work(job, directory, progress) -> result``; msgspec carries both values as JSON."""
+"""A function at the top level of a module, ``work(job, directory, progress) -> result``; MessagePack carries both values."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -71,7 +71,7 @@ def in_child(
     TvmflowError : what the child raised
     WorkerCrashed : it died or hung; ``where`` says at which step
     """
-    (directory / "job.json").write_bytes(msgspec.json.encode(job))
+    (directory / "job").write_bytes(msgspec.msgpack.encode(job))
     log, status = directory / "log", directory / "status"
     with log.open("wb") as out:
         child = subprocess.Popen(
@@ -85,15 +85,15 @@ def in_child(
     doing = read_step(status)[0]
     if code is None:
         raise WorkerCrashed(f"{what} was still running after {silence:g} s at one step", where=doing, remedy=REPORT)
-    if (directory / "failure.json").exists():
-        raise as_error(msgspec.json.decode((directory / "failure.json").read_bytes(), type=Failure))
-    found = directory / "result.json"
+    if (directory / "failure").exists():
+        raise as_error(msgspec.msgpack.decode((directory / "failure").read_bytes(), type=Failure))
+    found = directory / "result"
     if code != 0 or not found.exists():
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         said = last_line(log)
         remedy = f"the system ended it, as a rule for lack of memory: {NO_MEMORY}" if code == -signal.SIGKILL else REPORT
         raise WorkerCrashed(f"{what} died ({cause})" + (f": {said}" if said else ""), where=doing, remedy=remedy)
-    return msgspec.json.decode(found.read_bytes(), type=get_type_hints(work)["return"])
+    return msgspec.msgpack.decode(found.read_bytes(), type=get_type_hints(work)["return"])
 
 
 def _search_path() -> str:
@@ -176,12 +176,12 @@ def main(directory: Path, name: str) -> None:
 
         try:
             work: Work[Any, Any] = getattr(importlib.import_module(module), function)
-            job = msgspec.json.decode((directory / "job.json").read_bytes(), type=get_type_hints(work)["job"])
-            result = work(job, directory, say)
+            job = msgspec.msgpack.decode((directory / "job").read_bytes(), type=get_type_hints(work)["job"])
+            result = msgspec.msgpack.encode(work(job, directory, say))
         except Exception as error:  # the process boundary: what is not sent to the parent would be lost
-            (directory / "failure.json").write_bytes(msgspec.json.encode(as_failure(error, doing)))
+            (directory / "failure").write_bytes(msgspec.msgpack.encode(as_failure(error, doing)))
             return
-    (directory / "result.json").write_bytes(msgspec.json.encode(result))
+    (directory / "result").write_bytes(result)
 
 
 if __name__ == "__main__":

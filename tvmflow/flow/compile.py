@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import resource
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
-from tvmflow.flow.lower import Lowered, Shapes, host_runner, library_runner, lower, operators
+from tvmflow.errors import EnvironmentProblem, WorkerCrashed
+from tvmflow.flow.describe import constant_bytes, describe, runs_here, self_tests
+from tvmflow.flow.lower import Lowered, Shapes, operators
+from tvmflow.flow.request import Request, request
 from tvmflow.target import Target, get_target
 from tvmflow.trace import Progress, Trace, silent
+from tvmflow.worker import in_child
 
 if TYPE_CHECKING:
-    import tvm
-
     from tvmflow.build.artifact import Artifact
-    from tvmflow.build.manifest import Manifest, Vector
-    from tvmflow.model import TensorInfo
-    from tvmflow.schedule.apply import ScheduledKernel
-
-SELF_TESTS = 2
-FLOAT_TOLERANCE = 1e-3
-"""Largest difference of a self-test's output, relative to the largest expected value, where float islands round differently."""
+    from tvmflow.kernels import spec as ks
+    from tvmflow.schedule.apply import Lookup, ScheduledKernel
+    from tvmflow.schedule.template import Tile
+    from tvmflow.tune.log import TuningLog
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class CompileReport:
     stages: tuple[tuple[str, float], ...]
     seconds: float
     peak_rss_bytes: int
+    """Of the process that did the work, or of its largest child."""
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -52,18 +51,27 @@ class CompileReport:
 
 @dataclass(frozen=True)
 class CompileResult:
-    """The artifact, its report, and the lowered model for those who want to look inside."""
+    """The artifact and its report."""
 
     artifact: Artifact
     report: CompileReport
-    lowered: Lowered
 
     def save(self, path: str | Path) -> Artifact:
         """Copies the artifact to ``path``."""
         return self.artifact.save(path)
 
 
-def compile(  # noqa: A001  the verb of the product
+class Job(msgspec.Struct, frozen=True):
+    """One compilation, as the worker process gets it."""
+
+    request: Request
+    tuning_log: str
+    dump: str | None
+    folder: str
+    """Where the artifact is written, under a name that says what it is."""
+
+
+def compile(
     model: Any,
     target: str | Target = "native",
     *,
@@ -77,7 +85,7 @@ def compile(  # noqa: A001  the verb of the product
     work_dir: str | Path = ".tvmflow",
     progress: Progress = silent,
 ) -> CompileResult:
-    """Compiles a model to one shared library.
+    """Compiles a model to one shared library. The work is done in a child process, which native code may crash.
 
     Parameters
     ----------
@@ -89,136 +97,139 @@ def compile(  # noqa: A001  the verb of the product
     tuning_log : ``default`` (shipped and local logs), ``none``, or a file
     dump : folder for the module after every stage
 
-    Raises TvmflowError, see :mod:`tvmflow.errors`.
+    Raises TvmflowError, see :mod:`tvmflow.errors`; WorkerCrashed names the stage, and the layer where that can be found out.
     """
+    from tvmflow.build.artifact import Artifact
+
     started = time.perf_counter()
-    trace = Trace(Path(dump) if dump else None, progress)
     chosen = get_target(target) if isinstance(target, str) else target
-    lowered = lower(
-        model, chosen, trace, quantize=quantize, calibration=calibration, params=params, shapes=shapes, check_import=check_import, work_dir=work_dir
-    )  # fmt: skip
+    kept = artifacts_folder(Path(work_dir))
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch, tempfile.TemporaryDirectory(prefix=".new-", dir=kept) as new:
+        asked = request(
+            model, chosen, Path(scratch), quantize=quantize, calibration=calibration, params=params, shapes=shapes,
+            check_import=check_import, work_dir=work_dir,
+        )  # fmt: skip
+        job = Job(asked, str(tuning_log), None if dump is None else str(dump), new)
+        try:
+            report = in_child(work, job, Path(scratch), progress, what="compiling")
+        except WorkerCrashed as crash:
+            raise named(crash, job, Path(scratch), progress) from crash
+        written = Path(report.artifact)
+        out = kept / written.name
+        written.replace(out)
+    report = replace(report, artifact=str(out), seconds=time.perf_counter() - started)
+    return CompileResult(Artifact.open(out), report)
+
+
+def artifacts_folder(work_dir: Path) -> Path:
+    """Where compiled files are kept. Raises EnvironmentProblem."""
+    folder = work_dir / "artifacts"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"can't write here: {error.strerror}", where=str(work_dir), remedy="choose another --work-dir"
+        ) from error
+    return folder
+
+
+def work(job: Job, directory: Path, progress: Progress) -> CompileReport:
+    """The child's side: every stage, in order."""
     from tvmflow.build.artifact import package
     from tvmflow.build.compile import compile_module
     from tvmflow.schedule.apply import schedule
-    from tvmflow.tune.log import open_log
 
-    log = open_log(tuning_log, chosen, Path(work_dir))
+    target = job.request.target
+    trace = Trace(Path(job.dump) if job.dump else None, progress)
+    lowered = job.request.lower(trace)
+    log = tuning_log(job)
     with trace.stage("schedule"):
-        scheduled, kernels = schedule(lowered.model, chosen, log.lookup)
+        scheduled, kernels = schedule(lowered.model, target, saying(log.lookup, progress))
     trace.show("schedule", scheduled.module)
     with trace.stage("build"):
-        built = compile_module(scheduled.module, chosen)
+        built = compile_module(scheduled.module, target)
     counts = {"total": len(kernels) + len(built.generic), "specialised": len(kernels), "tuned": sum(k.tuned for k in kernels)}
-    manifest = describe(lowered, chosen, kernels, counts, constant_bytes(scheduled.module), log.name)
-    name = f"{lowered.model.name}-{chosen.name}-{lowered.precision}.so"
-    tests = self_tests(lowered) if not runs_here(chosen) else lambda library: self_tests(lowered, library)
+    manifest = describe(lowered, target, kernels, counts, constant_bytes(scheduled.module), log.name)
+    name = f"{lowered.model.name}-{target.name}-{lowered.precision}.so"
     with trace.stage("package"):
-        artifact = package(built.executable, manifest, tests, chosen, Path(work_dir) / "artifacts" / name)
-    report = CompileReport(
+        artifact = package(built.executable, manifest, _tests(lowered, target, progress), target, Path(job.folder) / name)
+    return CompileReport(
         artifact=str(artifact.path),
         bytes=artifact.bytes,
         weight_bytes=artifact.weight_bytes,
-        target=chosen.name,
+        target=target.name,
         precision=lowered.precision,
         operators=operators(lowered),
         kernels=counts,
         import_check=None if lowered.check is None else asdict(lowered.check),
         stages=tuple(trace.stages),
-        seconds=time.perf_counter() - started,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        seconds=sum(seconds for _, seconds in trace.stages),
+        peak_rss_bytes=1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)),
         notes=lowered.notes,
     )
-    return CompileResult(artifact, report, lowered)
 
 
-def runs_here(target: Target) -> bool:
-    """Whether this machine can execute code for ``target``."""
-    from tvmflow.runtime import cpu
+def tuning_log(job: Job) -> TuningLog:
+    from tvmflow.tune.log import open_log
 
-    return target.cuda is None and target.arch == cpu.arch() and cpu.features() >= set(target.features)
-
-
-def self_tests(lowered: Lowered, library: Path | None = None) -> list[Vector]:
-    """Inputs (a calibration sample first, then seeded noise) with their outputs.
-
-    ``library`` is the compiled program where this machine can run it; without one the same kernels are compiled for this machine.
-    """
-    run = host_runner(lowered.model.module) if library is None else library_runner(library)
-    data = lowered.quantization.data if lowered.quantization else None
-    rng = np.random.default_rng(0)
-    inputs = [[_noise(i, rng) for i in lowered.model.inputs] for _ in range(SELF_TESTS)]
-    if data is not None:
-        sample = next(iter(data))
-        inputs[0] = [sample[i.name] for i in lowered.model.inputs]
-    return [(arrays, run(arrays)) for arrays in inputs]
+    return open_log(job.tuning_log, job.request.target, Path(job.request.work_dir))
 
 
-def _noise(info: TensorInfo, rng: np.random.Generator) -> np.ndarray:
-    if info.dtype.startswith(("int", "uint", "bool")):
-        return rng.integers(0, 2, info.shape).astype(info.dtype)
-    return rng.standard_normal(info.shape).astype(info.dtype)
+def saying(lookup: Lookup, progress: Progress) -> Lookup:
+    """``lookup``, which is asked before the code of each kernel is emitted, that also reports which one that is."""
+    from tvmflow.schedule.apply import kernel_name
+
+    def look(kernel: ks.Kernel, target: Target) -> Tile | None:
+        progress(f"schedule: kernel {kernel_name(kernel)}", 0, 0)
+        return lookup(kernel, target)
+
+    return look
 
 
-def constant_bytes(module: tvm.IRModule) -> int:
-    """Bytes of all weights, biases, multipliers and tables of a module."""
-    from tvmflow.optimize.expr import array, is_constant
+def _tests(lowered: Lowered, target: Target, progress: Progress) -> Any:
+    """Self-test vectors; made with the compiled program where this machine runs it, by a build for this machine elsewhere."""
+    progress("package: self-test for another machine", 0, 0)
+    if not runs_here(target):
+        return self_tests(lowered)
 
-    seen: dict[Any, int] = {}
+    def with_program(library: Path) -> Any:
+        progress("package: self-test", 0, 0)
+        return self_tests(lowered, library)
 
-    def visit(expr: Any) -> None:
-        if is_constant(expr):
-            seen[expr] = array(expr).nbytes
-
-    from tvm import relax
-
-    relax.analysis.post_order_visit(module["main"], visit)
-    return sum(seen.values())
+    progress("package: code generation", 0, 0)
+    return with_program
 
 
-def _bit_exact(lowered: Lowered) -> bool:
-    """Whether every operator is integer, so that every target gives the same bits."""
-    return lowered.precision == "int8" and lowered.coverage.float == 0
+NAMEABLE = ("build", "package: code generation")
+"""Steps in which the code of all kernels is generated at once, so that a crash there does not say whose it was."""
 
 
-def describe(
-    lowered: Lowered, target: Target, kernels: Sequence[ScheduledKernel], counts: dict[str, int], weights: int, log: str
-) -> Manifest:
-    """The manifest of an artifact."""
-    from tvmflow.build import manifest as mf
-    from tvmflow.build.versions import versions
+def named(crash: WorkerCrashed, job: Job, directory: Path, progress: Progress) -> WorkerCrashed:
+    """The crash with the layer whose code generation it was, found by generating the code of each layer by itself."""
+    if not crash.where.startswith(NAMEABLE):
+        return crash
+    again = directory / "again"
+    again.mkdir()
+    try:
+        in_child(generate_each, job, again, progress, what="code generation")
+    except WorkerCrashed as found:
+        return found
+    return crash
 
-    model, quantization, bit_exact = lowered.model, lowered.quantization, _bit_exact(lowered)
-    layers = tuple(
-        mf.Layer(k.layer, k.template, k.spec.ops / 1e9, k.function, k.spec.is_integer) for k in kernels
-    )
-    summary: dict[str, Any] = {}
-    preprocess = None
-    if quantization:
-        summary = {"recipe": quantization.recipe.name, "origin": quantization.origin, "storage": target.int8.storage, "sites": len(quantization.params)}
-        if quantization.data is not None and quantization.data.preprocess is not None:
-            preprocess = msgspec.to_builtins(quantization.data.preprocess)
-    return mf.Manifest(
-        target=target.name,
-        arch=target.arch,
-        isa_required=target.features,
-        inputs=model.inputs,
-        outputs=model.outputs,
-        precision=lowered.precision,
-        name=model.name,
-        device="cuda" if target.cuda else "cpu",
-        device_arch=target.cuda.arch if target.cuda else "",
-        preprocess=preprocess,
-        quantization=summary,
-        provenance=mf.Provenance(
-            model_sha256=model.sha256,
-            calibration_sha256=quantization.data.sha256 if quantization and quantization.data else "",
-            recipe=quantization.recipe.name if quantization else "",
-            tuning_log=log,
-            versions=versions(),
-        ),
-        operators=operators(lowered),
-        kernels=counts,
-        layers=layers,
-        weight_bytes=weights,
-        self_test=mf.SelfTest(tolerance=0.0 if bit_exact else FLOAT_TOLERANCE, bit_exact=bit_exact),
-    )
+
+def generate_each(job: Job, directory: Path, progress: Progress) -> None:
+    """A child's side: machine code of one kernel after the other, each announced first."""
+    import tvm
+
+    from tvmflow.schedule.apply import schedule
+
+    target = job.request.target
+    lowered = job.request.lower(Trace(None, progress))
+    scheduled, kernels = schedule(lowered.model, target, tuning_log(job).lookup)
+    first: dict[str, ScheduledKernel] = {}
+    for kernel in kernels:
+        first.setdefault(kernel.function, kernel)
+    for done, (function, kernel) in enumerate(first.items()):
+        progress(f"build: layer {kernel.layer!r} (kernel {function})", done, len(first))
+        module = tvm.IRModule({function: scheduled.module[function].with_attr("global_symbol", function)})
+        tvm.tirx.build(module, target=target.device()).inspect_source("asm")

@@ -1,9 +1,9 @@
-"""From a model's source to the graph that kernels are chosen for: import, optimize, quantize. Shared by compile, quantize and tune."""
+"""From a model's source to the graph that kernels are chosen for: import, optimize, quantize. Three journeys share it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,13 @@ def lower(
     shapes: Shapes | None = None,
     check_import: bool = True,
     work_dir: str | Path = ".tvmflow",
+    identity: tuple[str, str] | None = None,
+    isolated: bool = True,
 ) -> Lowered:
     """Import, optimize and, where asked for or where the model carries parameters, quantize.
+
+    ``identity`` is the name and sha256 of a model whose file was only written to hand it over. ``isolated`` imports in a child
+    process, and is False where this is one.
 
     Raises the errors of the stages; UsageError when a recipe is given without calibration data or parameters.
     """
@@ -90,10 +95,11 @@ def lower(
     from tvmflow.schedule.lower_float import lower_float
 
     with trace.stage("import"):
-        imported = import_model(source, shapes=dict(shapes or {}), check=check_import, progress=trace.progress)
-    trace.show("import", imported.model.module)
+        imported = import_model(source, shapes=dict(shapes or {}), check=check_import, progress=trace.progress, isolated=isolated)
+    source_model = imported.model if identity is None else replace(imported.model, name=identity[0], sha256=identity[1])
+    trace.show("import", source_model.module)
     with trace.stage("optimize"):
-        floating = optimize(imported.model, trace)
+        floating = optimize(source_model, trace)
     with trace.stage("quantize"):
         floating, quantization = _quantization(floating, quantize, calibration, params, Path(work_dir), trace)
     if quantization is None:
@@ -111,20 +117,24 @@ def lower(
 
 
 def _quantization(
-    model: Model, recipe_name: str | Path | None, calibration: str | Path | None, params: str | Path | None, work_dir: Path, trace: Trace
+    model: Model,
+    recipe_name: str | Path | None,
+    calibration: str | Path | None,
+    params: str | Path | None,
+    work_dir: Path,
+    trace: Trace,
 ) -> tuple[Model, Quantization | None]:
     """Decides the parameters: those that the model carries, those of a file, or by calibration."""
     from tvmflow.quantize.annotate import annotate
     from tvmflow.quantize.cache import calibrate_cached, channel_means_cached
     from tvmflow.quantize.center import centered
     from tvmflow.quantize.qparams import load_qparams, read_params_file
+    from tvmflow.quantize.realize.qdq import plan_from_qdq
     from tvmflow.quantize.recipe import describe_unused, load_recipe, unused_rules
 
     recipe = load_recipe(str(recipe_name or "int8"))
-    if "R.quantize" in model.module.script():
-        from tvmflow.quantize.realize.qdq import plan_from_qdq
-
-        carried = plan_from_qdq(model)
+    carried = plan_from_qdq(model)
+    if carried is not None:
         floating, plan, found = carried
         return floating, Quantization(recipe, plan, found, "model")
     if recipe_name is None and params is None:
@@ -138,7 +148,9 @@ def _quantization(
         return model, Quantization(recipe, plan, load_qparams(Path(params), plan), origin="file", notes=tuple(unused))
     if calibration is None:
         raise UsageError(
-            "quantization needs calibration data", where="--quantize", remedy="add --calibrate DATA, or --params from `tvmflow quantize`"
+            "quantization needs calibration data",
+            where="--quantize",
+            remedy="add --calibrate DATA, or --params from `tvmflow quantize`",
         )
     from tvmflow.data import load_data
 

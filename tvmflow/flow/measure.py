@@ -30,7 +30,9 @@ WORK_DIR = Path(".tvmflow")
 
 
 @contextmanager
-def open_session(artifact: str | Path, board: str | None, threads: int | None) -> Iterator[tuple[Session | RemoteSession, RemoteBoard | None]]:
+def open_session(
+    artifact: str | Path, board: str | None, threads: int | None
+) -> Iterator[tuple[Session | RemoteSession, RemoteBoard | None]]:
     """The artifact loaded here, or on a board (registered name, ``host:port``, or ``local``). ``threads`` None: all cores."""
     if board is None:
         from tvmflow.runtime.session import load

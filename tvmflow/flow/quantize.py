@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import datetime
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmflow.flow.lower import Lowered, Shapes, host_runner, lower, operators
+import msgspec
+
+from tvmflow.flow.lower import Lowered, Shapes, host_runner, operators
+from tvmflow.flow.request import Request, request
 from tvmflow.target import get_target
 from tvmflow.trace import Progress, Trace, silent
+from tvmflow.worker import in_child
 
 if TYPE_CHECKING:
     from tvmflow.quantize.analysis import Advice, LayerError
@@ -25,24 +30,35 @@ ANALYSED = 16
 class QuantizeResult:
     """Where the parameters were written, and how good they are."""
 
-    out: Path
+    out: str
     recipe: str
     samples: int
-    lowered: Lowered
-    errors: tuple[LayerError, ...]
-    advice: tuple[Advice, ...]
+    operators: dict[str, Any]
+    """Counts of integer and float ones, and every float one with its reason."""
+    layers: tuple[dict[str, Any], ...]
+    """Error of each tensor, by layer, as :class:`tvmflow.quantize.analysis.LayerError` names them; infinite decibels are None."""
+    advice: tuple[dict[str, str], ...]
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "out": str(self.out),
+            "out": self.out,
             "recipe": self.recipe,
             "samples": self.samples,
-            "operators": operators(self.lowered),
-            "output_sqnr_db": _finite(self.errors[-1].sqnr_db) if self.errors else None,
-            "layers": [{**asdict(e), "sqnr_db": _finite(e.sqnr_db)} for e in self.errors],
-            "advice": [asdict(a) for a in self.advice],
-            "notes": list(self.lowered.notes),
+            "operators": self.operators,
+            "output_sqnr_db": self.layers[-1]["sqnr_db"] if self.layers else None,
+            "layers": list(self.layers),
+            "advice": list(self.advice),
+            "notes": list(self.notes),
         }
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One calibration, as the worker process gets it."""
+
+    request: Request
+    out: str
+    report: str | None
 
 
 def _finite(value: float) -> float | None:
@@ -70,22 +86,31 @@ def quantize(
 
     Raises TvmflowError, see :mod:`tvmflow.errors`.
     """
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
+        asked = request(
+            model, get_target("native"), Path(scratch), quantize=recipe, calibration=calibration, shapes=shapes, work_dir=work_dir
+        )  # fmt: skip
+        job = Job(asked, str(out), None if report is None else str(report))
+        return in_child(work, job, Path(scratch), progress, what="quantizing")
+
+
+def work(job: Job, directory: Path, progress: Progress) -> QuantizeResult:
+    """The child's side."""
     from tvmflow.build.versions import versions
     from tvmflow.quantize.qparams import Origin, save_qparams
 
-    native = get_target("native")
-    lowered = lower(
-        model, native, Trace(None, progress), quantize=recipe, calibration=calibration, shapes=shapes, work_dir=work_dir
-    )  # fmt: skip
+    lowered = job.request.lower(Trace(None, progress))
     found = lowered.quantization
     assert found is not None and found.data is not None  # a recipe and data were given, so lower calibrated
-    path = Path(out)
+    path = Path(job.out)
     origin = Origin(lowered.model.sha256, found.data.sha256, len(found.data), versions())
     save_qparams(path, found.params, found.plan, found.recipe, origin, found.shifts)
     errors, advice = analyse(lowered, progress)
-    if report is not None:
-        write_quantize_report(Path(report), lowered, errors, advice)
-    return QuantizeResult(path, found.recipe.name, len(found.data), lowered, errors, advice)
+    if job.report is not None:
+        write_quantize_report(Path(job.report), lowered, errors, advice)
+    layers = tuple({**asdict(e), "sqnr_db": _finite(e.sqnr_db)} for e in errors)
+    said = tuple(asdict(a) for a in advice)
+    return QuantizeResult(job.out, found.recipe.name, len(found.data), operators(lowered), layers, said, lowered.notes)
 
 
 def analyse(lowered: Lowered, progress: Progress = silent) -> tuple[tuple[LayerError, ...], tuple[Advice, ...]]:
@@ -122,9 +147,7 @@ def write_quantize_report(path: Path, lowered: Lowered, errors: Sequence[LayerEr
         counts = stats.counts if stats else ()
         scale, channels = float(param.scale.max()), int(param.scale.size)
         low, high = (stats.low, stats.high) if stats else (param.low, param.high)
-        ranges.append(
-            rd.TensorRange(site.id, site.role, low, high, scale, param.zero_point, channels, counts, param.observer)
-        )
+        ranges.append(rd.TensorRange(site.id, site.role, low, high, scale, param.zero_point, channels, counts, param.observer))
     write_report(
         path,
         rd.ReportData(

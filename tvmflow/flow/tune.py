@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmflow.flow.lower import Shapes, lower
+import msgspec
+
+from tvmflow.flow.lower import Shapes
+from tvmflow.flow.request import Request, request
+from tvmflow.kernels import spec as ks
 from tvmflow.target import get_target
 from tvmflow.trace import Progress, Trace, silent
+from tvmflow.worker import in_child
 
 if TYPE_CHECKING:
     from tvmflow.tune.search import Searched, TaskState
@@ -44,6 +50,15 @@ class TuneResult:
         return found
 
 
+class KernelCall(msgspec.Struct, frozen=True):
+    """One kernel call of a network."""
+
+    layer: str
+    function: str
+    """Readable name of the kernel."""
+    spec: ks.Kernel
+
+
 def _row(task: Task, state: TaskState | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "kernel": task.name, "layers": list(task.layers), "count": task.count, "candidates": len(task.candidates),
@@ -55,6 +70,14 @@ def _row(task: Task, state: TaskState | None) -> dict[str, Any]:
             row["best_ms"] = 1e3 * state.seconds[state.best]
             row["default_ms"] = 1e3 * state.seconds[task.default] if task.default in state.seconds else None
     return row
+
+
+def kernels_of(job: Request, directory: Path, progress: Progress) -> tuple[KernelCall, ...]:
+    """The child's side: the kernel calls of the network, in program order."""
+    from tvmflow.schedule.apply import schedule
+
+    _, kernels = schedule(job.lower(Trace(None, progress)).model, job.target)
+    return tuple(KernelCall(k.layer, k.function, k.spec) for k in kernels)
 
 
 def tune(
@@ -84,7 +107,6 @@ def tune(
     Raises TvmflowError, see :mod:`tvmflow.errors`.
     """
     from tvmflow.errors import UsageError
-    from tvmflow.schedule.apply import schedule
     from tvmflow.tune import log
     from tvmflow.tune.measure import MetaScheduleMeasurer
     from tvmflow.tune.search import Limits, search
@@ -93,11 +115,12 @@ def tune(
     if len(boards) > 1:
         raise UsageError("one board at a time", where="--board")
     chosen = get_target(target)
-    lowered = lower(
-        model, chosen, Trace(None, progress), quantize=quantize, calibration=calibration, shapes=shapes, check_import=False, work_dir=work_dir
-    )  # fmt: skip
-    _, kernels = schedule(lowered.model, chosen)
-    found = tasks(kernels, chosen)
+    with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
+        asked = request(
+            model, chosen, Path(scratch), quantize=quantize, calibration=calibration, shapes=shapes,
+            check_import=False, work_dir=work_dir,
+        )  # fmt: skip
+        found = tasks(in_child(kernels_of, asked, Path(scratch), progress, what="lowering"), chosen)
     path = Path(tuning_log) if tuning_log else log.local_log(chosen, Path(work_dir))
     if dry_run:
         return TuneResult(chosen.name, path, found, None)

@@ -1,8 +1,8 @@
 """Tuning records: one JSON line each, keyed by kernel signature and target, usable wherever the template exists.
 
-Shipped records lie in ``tuning_logs/<target>/<model>.jsonl``, those of this machine in ``<work dir>/tuning/<target>.jsonl``. Lines are
-appended and never rewritten while tuning runs, so a killed process loses at most the line that it was writing; a torn last line
-is skipped on reading.
+Shipped records lie in ``tuning_logs/<target>/<model>.jsonl``, those of this machine in ``<work dir>/tuning/<target>.jsonl``.
+Lines are appended and never rewritten while tuning runs, so a killed process loses at most the line that it was writing; a torn
+last line is skipped on reading.
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ class MetaScheduleMeasurer:
             from tvm.s_tir.meta_schedule.builder import LocalBuilder
             from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, LocalRunner, RPCConfig, RPCRunner
         except ImportError as error:
-            raise MissingTool(f"tuning needs {error.name}", remedy="pip install tvmflow again: its requirements are incomplete") from error
+            raise MissingTool(
+                f"tuning needs {error.name}", remedy="pip install tvmflow again: its requirements are incomplete"
+            ) from error
         self.target, self.board = target, board
         self._folder = tempfile.TemporaryDirectory(prefix="tvmflow-tune-")
         export = _Export(target, self._folder.name)

@@ -1,4 +1,4 @@
-"""The search: rank, build and measure the most promising candidates of every kernel, learn, and stop when nothing is left to gain.
+"""The search: rank, build and measure the most promising candidates of every kernel, learn, stop when nothing is left to gain.
 
 Every outcome is on disk before the next batch starts: measured ones in the tuning log, failed ones in a quarantine file beside
 it. A search that was killed goes on where it stopped; nothing is measured twice, and what crashed once is never tried again.
@@ -145,7 +145,9 @@ def search(
                 state.seconds[candidate.tile] = entry.best
             if trials == failed:
                 raise EnvironmentProblem(
-                    f"all {trials} candidates failed: {outcomes[0].error}", where=target.name, remedy="`tvmflow doctor` checks this machine"
+                    f"all {trials} candidates failed: {outcomes[0].error}",
+                    where=target.name,
+                    remedy="`tvmflow doctor` checks this machine",
                 )
             model.fit([Sample(s.task.kernel, tile, t) for s in states for tile, t in s.seconds.items()])
             progress(f"tune: network {1e3 * latency(states):.3f} ms", trials, limits.trials or trials + _left(states))

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tvmflow.kernels import spec as ks
-from tvmflow.schedule.apply import ScheduledKernel
 from tvmflow.schedule.template import Tile, template_for
 from tvmflow.target import Target
+
+
+class Call(Protocol):
+    """A kernel call of a network, as the schedule stage lists them."""
+
+    @property
+    def layer(self) -> str: ...
+    @property
+    def function(self) -> str: ...
+    @property
+    def spec(self) -> ks.Kernel: ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Task:
         return len(self.layers)
 
 
-def tasks(kernels: Sequence[ScheduledKernel], target: Target) -> tuple[Task, ...]:
+def tasks(kernels: Sequence[Call], target: Target) -> tuple[Task, ...]:
     """Tasks of a scheduled network, the one with the most modelled work first."""
     layers: dict[ks.Kernel, list[str]] = {}
     names: dict[ks.Kernel, str] = {}

@@ -1,0 +1,120 @@
+"""What an artifact carries beside its program: the manifest, and the vectors of its self-test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from tvmflow.flow.lower import Lowered, host_runner, library_runner, operators
+from tvmflow.target import Target
+
+if TYPE_CHECKING:
+    import tvm
+
+    from tvmflow.build.manifest import Manifest, Vector
+    from tvmflow.model import TensorInfo
+    from tvmflow.schedule.apply import ScheduledKernel
+
+SELF_TESTS = 2
+FLOAT_TOLERANCE = 1e-3
+"""Largest difference of a self-test's output, relative to the largest expected value, where float islands round differently."""
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine can execute code for ``target``."""
+    from tvmflow.runtime import cpu
+
+    return target.cuda is None and target.arch == cpu.arch() and cpu.features() >= set(target.features)
+
+
+def self_tests(lowered: Lowered, library: Path | None = None) -> list[Vector]:
+    """Inputs (a calibration sample first, then seeded noise) with their outputs.
+
+    ``library`` is the compiled program where this machine can run it; without one the same kernels are compiled for this machine.
+    """
+    run = host_runner(lowered.model.module) if library is None else library_runner(library)
+    data = lowered.quantization.data if lowered.quantization else None
+    rng = np.random.default_rng(0)
+    inputs = [[_noise(i, rng) for i in lowered.model.inputs] for _ in range(SELF_TESTS)]
+    if data is not None:
+        sample = next(iter(data))
+        inputs[0] = [sample[i.name] for i in lowered.model.inputs]
+    return [(arrays, run(arrays)) for arrays in inputs]
+
+
+def _noise(info: TensorInfo, rng: np.random.Generator) -> np.ndarray:
+    if info.dtype.startswith(("int", "uint", "bool")):
+        return rng.integers(0, 2, info.shape).astype(info.dtype)
+    return rng.standard_normal(info.shape).astype(info.dtype)
+
+
+def constant_bytes(module: tvm.IRModule) -> int:
+    """Bytes of all weights, biases, multipliers and tables of a module."""
+    from tvmflow.optimize.expr import array, is_constant
+
+    seen: dict[Any, int] = {}
+
+    def visit(expr: Any) -> None:
+        if is_constant(expr):
+            seen[expr] = array(expr).nbytes
+
+    from tvm import relax
+
+    relax.analysis.post_order_visit(module["main"], visit)
+    return sum(seen.values())
+
+
+def _bit_exact(lowered: Lowered) -> bool:
+    """Whether every operator is integer, so that every target gives the same bits."""
+    return lowered.precision == "int8" and lowered.coverage.float == 0
+
+
+def describe(
+    lowered: Lowered, target: Target, kernels: Sequence[ScheduledKernel], counts: dict[str, int], weights: int, log: str
+) -> Manifest:
+    """The manifest of an artifact."""
+    from tvmflow.build import manifest as mf
+    from tvmflow.build.versions import versions
+
+    model, quantization, bit_exact = lowered.model, lowered.quantization, _bit_exact(lowered)
+    layers = tuple(mf.Layer(k.layer, k.template, k.spec.ops / 1e9, k.function, k.spec.is_integer) for k in kernels)
+    summary: dict[str, Any] = {}
+    preprocess = None
+    if quantization:
+        summary = {
+            "recipe": quantization.recipe.name,
+            "origin": quantization.origin,
+            "storage": target.int8.storage,
+            "sites": len(quantization.params),
+        }
+        if quantization.data is not None and quantization.data.preprocess is not None:
+            preprocess = msgspec.to_builtins(quantization.data.preprocess)
+    return mf.Manifest(
+        target=target.name,
+        arch=target.arch,
+        isa_required=target.features,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        precision=lowered.precision,
+        name=model.name,
+        device="cuda" if target.cuda else "cpu",
+        device_arch=target.cuda.arch if target.cuda else "",
+        preprocess=preprocess,
+        quantization=summary,
+        provenance=mf.Provenance(
+            model_sha256=model.sha256,
+            calibration_sha256=quantization.data.sha256 if quantization and quantization.data else "",
+            recipe=quantization.recipe.name if quantization else "",
+            tuning_log=log,
+            versions=versions(),
+        ),
+        operators=operators(lowered),
+        kernels=counts,
+        layers=layers,
+        weight_bytes=weights,
+        self_test=mf.SelfTest(tolerance=0.0 if bit_exact else FLOAT_TOLERANCE, bit_exact=bit_exact),
+    )
