@@ -189,15 +189,11 @@ class _Conv:
         packed = spec.y == "int8" and geo.outputs % cuda.WORD == 0
         for quad in range(tile.tn // 4):
             channel = T.Bind(self.first_channel + gemm.column(quad))
-            lanes = [copy(epilogue) for _ in range(4)]
-            table = self.panel * tile.bn + gemm.column(quad)
-            biases = [lane.bias_at(table + i) for i, lane in enumerate(lanes)]
-            for i, lane in enumerate(lanes):
-                lane.bind_multiplier(table + i)
+            lanes = cuda.channels(epilogue, self.panel * tile.bn + gemm.column(quad), 4)
             for i in range(tile.tm):
                 pixel = self.first_pixel + gemm.row(i)
                 index = pixel * spec.oc + self.channel_group * geo.outputs + channel
-                acc = [gemm.accumulators[i * tile.tn + quad * 4 + j] + biases[j] for j in range(4)]
+                acc = [gemm.accumulators[i * tile.tn + quad * 4 + j] for j in range(4)]
                 in_image = True if geo.pixels % tile.bm == 0 else pixel < geo.pixels
                 inside = cuda.both(in_image, True if geo.outputs % tile.bn == 0 else channel < geo.outputs)
                 if packed:

@@ -11,6 +11,7 @@ from typing import Any
 import tvm
 from tvm.s_tir import Schedule
 
+from tvmflow.schedule.cuda_generic import schedule_cuda_generic
 from tvmflow.target import Target
 
 PARALLEL_ELEMENTS = 32768
@@ -18,6 +19,8 @@ PARALLEL_ELEMENTS = 32768
 
 def schedule_generic(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, tuple[str, ...]]:
     """Schedules every PrimFunc of ``module`` that no template emitted; returns their names too."""
+    if target.cuda:
+        return schedule_cuda_generic(module, target)
     lanes = target.cpu.vector_bits // 32
     names = []
     for var, function in list(module.functions_items()):
