@@ -76,7 +76,9 @@ def quantize(
     work_dir: str | Path = ".tvmflow",
     progress: Progress = silent,
 ) -> QuantizeResult:
-    """Calibrates ``model`` and writes its quantization parameters to ``out`` (JSON), for ``compile(params=...)``.
+    """Calibrates ``model`` and writes its quantization parameters to ``out``.
+
+    A ``.onnx`` file is the model with QDQ pairs; every other one is JSON, for ``compile(params=...)``.
 
     Parameters
     ----------
@@ -97,6 +99,7 @@ def quantize(
 def work(job: Job, directory: Path, progress: Progress) -> QuantizeResult:
     """The child's side."""
     from tvmflow.build.versions import versions
+    from tvmflow.quantize.export_qdq import export_qdq, qdq_properties, save_qdq
     from tvmflow.quantize.qparams import Origin, save_qparams
 
     lowered = job.request.lower(Trace(None, progress))
@@ -104,7 +107,10 @@ def work(job: Job, directory: Path, progress: Progress) -> QuantizeResult:
     assert found is not None and found.data is not None  # a recipe and data were given, so lower calibrated
     path = Path(job.out)
     origin = Origin(lowered.model.sha256, found.data.sha256, len(found.data), versions())
-    save_qparams(path, found.params, found.plan, found.recipe, origin, found.shifts)
+    if path.suffix == ".onnx":
+        save_qdq(path, export_qdq(lowered.floating, found.plan, found.params, qdq_properties(found.recipe.name, origin)))
+    else:
+        save_qparams(path, found.params, found.plan, found.recipe, origin, found.shifts)
     errors, advice = analyse(lowered, progress)
     if job.report is not None:
         write_quantize_report(Path(job.report), lowered, errors, advice)

@@ -35,7 +35,7 @@ from tvmflow.quantize.export_qdq.writer import Constant, OnnxWriter, Operand, Te
 from tvmflow.quantize.graph import constant_of, op_of, view
 from tvmflow.quantize.patterns import clamp_of
 from tvmflow.quantize.plan import Group, Plan
-from tvmflow.quantize.qparams import QParams
+from tvmflow.quantize.qparams import Origin, QParams
 from tvmflow.quantize.realize.emit import Emitter
 
 OPSET, IR_VERSION = 21, 10
@@ -64,6 +64,17 @@ def export_qdq(model: Model, plan: Plan, params: QParams, properties: Mapping[st
     )
     helper.set_model_props(proto, dict(properties or {}))
     return proto
+
+
+def qdq_properties(recipe: str, origin: Origin) -> dict[str, str]:
+    """Metadata of a file: where its parameters come from."""
+    return {
+        "tvmflow.version": origin.versions.get("tvmflow", ""),
+        "tvmflow.recipe": recipe,
+        "tvmflow.model_sha256": origin.model_sha256,
+        "tvmflow.calibration_sha256": origin.calibration_sha256,
+        "tvmflow.calibration_samples": str(origin.samples),
+    }
 
 
 def save_qdq(path: Path, proto: onnx.ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""Convolutions and dense layers with constant weights: int8 codes and an int32 bias, the same integers that realize computes with."""
+"""Convolutions and dense layers with constant weights: the int8 codes and int32 biases that realize computes with."""
 
 from __future__ import annotations
 
