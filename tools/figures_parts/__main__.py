@@ -42,7 +42,7 @@ def measure(entry: Entry, runner: Runner, target: str, pictures: Path | None, ru
     contenders += [(f"onnxruntime int8 {how}", some, p["path"]) for how, p in peers.items() if "path" in p]
     for contender, artifact, other in contenders:
         yield runner.run(name, "evaluate", contender=contender, artifact=artifact, other=other, judged=entry.judged, **common)
-    for threads in (1, 2):
+    for threads in (1, 2) if runs else ():
         for precision, artifact in artifacts.items():
             against = ["onnxruntime-fp32"]
             if precision == "int8":
@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--work-dir", type=Path, help="models, artifacts and finished measurements (default: OUT/work)")
     parser.add_argument("--models", default=",".join(names), help=f"some of {', '.join(names)}")
     parser.add_argument("--target", default="native")
-    parser.add_argument("--runs", type=int, default=100, help="timed runs of each contender of a benchmark")
+    parser.add_argument("--runs", type=int, default=100, help="timed runs of each contender; 0: no latency")
     asked = parser.parse_args()
     chosen = asked.models.split(",")
     if unknown := sorted(set(chosen) - set(names)):
