@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from tvmflow.build import cuda
+from tvmflow.schedule.cuda_generic import with_identifiers
 from tvmflow.schedule.generic import schedule_generic
 from tvmflow.target import Target
 
@@ -67,7 +68,8 @@ def compile_module(module: tvm.IRModule, target: Target) -> Built:
     environment = cuda.compiler_environment() if target.cuda else nullcontext()
     config = {"tirx.disable_assert": True, **(cuda.PASS_CONFIG if target.cuda else {})}
     with environment, device, tvm.transform.PassContext(opt_level=3, config=config):
-        lowered = tvm.transform.Sequential(lowering(target, generic))(module)
+        named = with_identifiers(module) if target.cuda else module
+        lowered = tvm.transform.Sequential(lowering(target, generic))(named)
         executable = relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
     if target.cuda:
         cuda.expect_machine_code(executable.mod)
