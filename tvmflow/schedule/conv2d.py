@@ -87,13 +87,13 @@ def pick_dot(names: tuple[str, ...], spec: Conv2d) -> Dot:
 
 
 def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[ConvTile]:
-    """Every tile that fits the register file: ``mr * nr`` accumulators, ``nr`` weights, one broadcast."""
+    """Every tile that fits the register file: ``mr * nr`` accumulators, ``nr`` weights, and what a step holds on the way."""
     dot = pick_dot(names, spec)
     geo = Geometry(spec, dot)
     flat = geo.spec
     for nr in range(1, min(geo.vectors, 8) + 1):
         for mh, mw in _pixel_tiles(flat.oh, flat.ow):
-            if (mh * mw * nr + nr) * dot.regs_per_acc + 1 > registers:
+            if (mh * mw * nr + nr) * dot.regs_per_acc + dot.temporaries > registers:
                 continue
             for channels_outer in (False, True):
                 yield ConvTile(dot.name, mh, mw, nr, channels_outer)

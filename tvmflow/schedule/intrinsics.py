@@ -37,6 +37,8 @@ class Dot:
     """``lanewise(acc, a, b, lanes)``: a holds one int32 word of ``group`` packed elements per lane (one plain element when
     group is 1), b is a vector of ``lanes * group`` elements of ``b_dtype``."""
     regs_per_acc: int = 1
+    temporaries: int = 1
+    """Registers that a step needs beside accumulators and weights: broadcasts in flight, products that wait for their sum."""
     narrower: str = ""
     """Row with half the lanes, for narrow outputs."""
 
@@ -100,9 +102,9 @@ DOTS: tuple[Dot, ...] = (
         _pmaddwd,
         narrower="maddwd256",
     ),
-    Dot("maddwd256", "VPMADDWD ymm (AVX2)", 2, 8, "int16", "int8", "int32", _pmaddwd, narrower="maddwd128"),
-    Dot("maddwd128", "PMADDWD xmm (SSE2)", 2, 4, "int16", "int8", "int32", _pmaddwd),
-    Dot("sdot", "SDOT (Armv8.2 dotprod)", 4, 4, "int8", "int8", "int32", _sdot),
+    Dot("maddwd256", "VPMADDWD ymm (AVX2)", 2, 8, "int16", "int8", "int32", _pmaddwd, temporaries=2, narrower="maddwd128"),
+    Dot("maddwd128", "PMADDWD xmm (SSE2)", 2, 4, "int16", "int8", "int32", _pmaddwd, temporaries=2),
+    Dot("sdot", "SDOT (Armv8.2 dotprod)", 4, 4, "int8", "int8", "int32", _sdot, temporaries=3),
     Dot("neon", "SMLAL/SMLAL2 on int16", 1, 8, "int16", "int8", "int32", _smlal, regs_per_acc=2, narrower="neon4"),
     Dot("neon4", "SMLAL on int16", 1, 4, "int16", "int8", "int32", _smlal),
     Dot("generic", "plain integer multiply and add, whatever the compiler makes of it", 1, 4, "int16", "int8", "int32", _smlal),

@@ -42,7 +42,7 @@ def space(spec: MatMul, names: tuple[str, ...], registers: int) -> Iterator[MatM
     vectors = ceil(spec.n / dot.lanes)
     for nr in range(1, min(vectors, 6) + 1):
         for mr in range(1, min(spec.m, 28) + 1):
-            if (mr * nr + nr) * dot.regs_per_acc + 1 <= registers:
+            if (mr * nr + nr) * dot.regs_per_acc + dot.temporaries <= registers:
                 yield MatMulTile(dot.name, mr, nr)
 
 
