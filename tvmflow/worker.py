@@ -104,7 +104,7 @@ def _search_path() -> str:
 
 def wait(child: subprocess.Popen[bytes], status: Path, progress: Progress, silence: float) -> int | None:
     """Exit code of the child, None when it had to be killed because no new step came for ``silence`` seconds."""
-    size, since = -1, time.monotonic()
+    size, since = 0, time.monotonic()
     try:
         while True:
             try:
@@ -113,7 +113,8 @@ def wait(child: subprocess.Popen[bytes], status: Path, progress: Progress, silen
                 now = status.stat().st_size if status.exists() else 0
                 if now != size:
                     size, since = now, time.monotonic()
-                    progress(*read_step(status))
+                    if size:
+                        progress(*read_step(status))
                 elif time.monotonic() - since > silence:
                     return None
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from tvmflow.flow.lower import Lowered, Shapes, lower
+from tvmflow.quantize.recipe import load_recipe
 from tvmflow.target import Target
 from tvmflow.trace import Trace
 
@@ -56,9 +57,14 @@ def request(
     check_import: bool = True,
     work_dir: str | Path = ".tvmflow",
 ) -> Request:
-    """The request for any kind of model; one that is an object in memory is written to ``directory``."""
+    """The request for any kind of model; one that is an object in memory is written to ``directory``.
+
+    Raises ConfigError for a recipe that can't be read, and what the importer raises for a model that it can't take.
+    """
     from tvmflow.importer import stage
 
+    if quantize is not None:
+        load_recipe(str(quantize))  # a mistyped name is told before minutes of work
     identity = None
     if not isinstance(source, str | Path):
         _, path, name, sha256 = stage(source, directory)
