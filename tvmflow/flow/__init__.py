@@ -3,7 +3,7 @@
 from tvmflow.flow.compile import CompileReport, CompileResult, compile
 from tvmflow.flow.measure import bench, evaluate, inspect, verify
 from tvmflow.flow.quantize import QuantizeResult, quantize
-from tvmflow.flow.tune import TuneResult, tune
+from tvmflow.flow.tune import TuneResult, merge_logs, tune
 
 __all__ = [
     "CompileReport",
@@ -14,6 +14,7 @@ __all__ = [
     "compile",
     "evaluate",
     "inspect",
+    "merge_logs",
     "quantize",
     "tune",
     "verify",

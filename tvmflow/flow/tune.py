@@ -50,6 +50,26 @@ class TuneResult:
         return found
 
 
+def merge_logs(paths: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
+    """Writes the fastest few records of each kernel of several logs to ``out``, sorted; returns what ``--json`` prints.
+
+    Raises ConfigError for a file that can't be read or has a line that is no record.
+    """
+    from tvmflow.tune import log
+
+    records = [entry for path in paths for entry in log.read(Path(path), strict=True)]
+    kept = log.merge(records)
+    log.write(Path(out), kept)
+    kernels = {(entry.target, ks.encode(entry.kernel)) for entry in kept}
+    return {
+        "log": str(out),
+        "read": len(records),
+        "kept": len(kept),
+        "kernels": len(kernels),
+        "targets": sorted({e.target for e in kept}),
+    }
+
+
 class KernelCall(msgspec.Struct, frozen=True):
     """One kernel call of a network."""
 

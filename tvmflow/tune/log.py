@@ -19,7 +19,7 @@ import msgspec
 from tvmflow.build.versions import versions
 from tvmflow.errors import ConfigError
 from tvmflow.kernels import spec as ks
-from tvmflow.schedule.template import Tile
+from tvmflow.schedule.template import Tile, template_for
 from tvmflow.target import Target
 
 SCHEMA = 1
@@ -106,6 +106,27 @@ def write(path: Path, records: Iterable[TuningRecord]) -> None:
     """Writes a whole log."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(_ENCODER.encode(e) + b"\n" for e in records))
+
+
+def lint(path: Path, target: Target) -> list[str]:
+    """What is wrong with the records of a log for ``target``, one sentence each: empty for a log that can be shipped.
+
+    Every line is a record of the target, its tile is in the space that its kernel has today, and code can be emitted for it.
+    Raises ConfigError for a line that is no record.
+    """
+    found = []
+    for number, entry in enumerate(read(path, strict=True), 1):
+        where = f"{path.name}:{number}"
+        template = template_for(entry.kernel, target)
+        if entry.target != target.name:
+            found.append(f"{where}: for {entry.target}, not {target.name}")
+        elif not isinstance(entry.tile, type(template.default(entry.kernel, target))):
+            found.append(f"{where}: a tile of another template than {template.name}")
+        elif entry.tile not in set(template.space(entry.kernel, target)):
+            found.append(f"{where}: {entry.tile} is not in the space of {template.name}")
+        else:
+            template.emit(entry.kernel, entry.tile, "main")
+    return found
 
 
 @dataclass

@@ -27,6 +27,8 @@ BATCH = 32
 """Candidates built at once: the builder's workers start anew for each batch, which costs seconds."""
 PER_TASK = 4
 """Candidates of one kernel in a batch."""
+LEAST_TRIED = 12
+"""Candidates of a kernel that are tried before the cost model's word that nothing is left to gain is taken."""
 LEAST_GAIN = 0.01
 """A kernel is left alone when its best unmeasured candidate is not predicted to be this much faster."""
 DRIFT = 1.10
@@ -150,7 +152,9 @@ def search(
                     remedy="`tvmflow doctor` checks this machine",
                 )
             model.fit([Sample(s.task.kernel, tile, t) for s in states for tile, t in s.seconds.items()])
-            progress(f"tune: network {1e3 * latency(states):.3f} ms", trials, limits.trials or trials + _left(states))
+            now, gain = latency(states), sum(p[0] for p in (_promise(s, model) for s in states if s.seconds and not s.finished))
+            text = f"tune: network {1e3 * now:.3f} ms, {gain / now:.1%} more to gain by the model" if now else "tune"
+            progress(text, trials, limits.trials or trials + _left(states))
             if limits.seconds is not None and time.monotonic() - started > limits.seconds:
                 stopped = "time"
                 break
@@ -200,7 +204,9 @@ def _promise(state: TaskState, model: CostModel) -> tuple[float, TaskState, list
     best = state.seconds[state.best]
     gain = best - float(predicted[order[0]])
     if gain < LEAST_GAIN * best:
-        return 0.0, state, []
+        if len(state.seconds) + len(state.quarantined) >= LEAST_TRIED:
+            return 0.0, state, []
+        gain = LEAST_GAIN * best
     return state.task.count * gain, state, [state.best, *(tiles[i] for i in order[: PER_TASK - 1])]
 
 

@@ -1,4 +1,4 @@
-"""Every kind of bad input through the whole journey: one sentence that says what, where and what to do, and the right exit code."""
+"""Every kind of bad input through the whole journey: what, where and what to do are said, and the exit code is right."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tvmflow import flow, worker
 from tvmflow.errors import ConfigError, DataError, EnvironmentProblem, InternalError, WorkerCrashed
 from tvmflow.trace import Progress, silent
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 class Job(msgspec.Struct):
@@ -135,7 +135,7 @@ def _alive(pid: int) -> bool:
 
 
 def left_over(work_dir: Path) -> list[Path]:
-    return [p for p in (work_dir / "artifacts").rglob("*")]
+    return list((work_dir / "artifacts").rglob("*"))
 
 
 def test_data_that_crash_the_process(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ def compiled(network: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("compiled")
     steps: list[tuple[str, int, int]] = []
     result = flow.compile(
-        network, quantize="int8", calibration=data, work_dir=folder / "w", dump=folder / "dump", progress=lambda *s: steps.append(s)
+        network, quantize="int8", calibration=data, work_dir=folder / "w", dump=folder / "dump",
+        progress=lambda *s: steps.append(s),
     )  # fmt: skip
     return result, folder, steps
 
