@@ -27,6 +27,7 @@ import onnx
 from onnx import helper
 from tvm import relax
 
+from tvmflow import __version__
 from tvmflow.errors import UnsupportedOperator
 from tvmflow.model import Model, TensorInfo
 from tvmflow.quantize.export_qdq.operators import Layer, Result, write_layer
@@ -69,7 +70,7 @@ def export_qdq(model: Model, plan: Plan, params: QParams, properties: Mapping[st
 def qdq_properties(recipe: str, origin: Origin) -> dict[str, str]:
     """Metadata of a file: where its parameters come from."""
     return {
-        "tvmflow.version": origin.versions.get("tvmflow", ""),
+        "tvmflow.version": __version__,
         "tvmflow.recipe": recipe,
         "tvmflow.model_sha256": origin.model_sha256,
         "tvmflow.calibration_sha256": origin.calibration_sha256,
@@ -136,8 +137,13 @@ class _Export:
         if group.integer and group.op in CLAMPED and self._is_saturation(group, name):
             return next(iter(reversed(chain.values())))
         operands = tuple(o for arg in expr.args for o in self._operands(group, arg, chain))
-        layer = Layer(name, expr, operands, self.graph.shape(name), self.graph.dtype(name))
+        layer = Layer(self._layer_name(name), expr, operands, self.graph.shape(name), self.graph.dtype(name))
         return write_layer(self.writer, layer)
+
+    def _layer_name(self, name: str) -> str:
+        """``<layer>:k`` for the parts that the importer calls ``<layer>/k``: reading the file again, it will use those names."""
+        whole, _, part = name.rpartition("/")
+        return f"{whole}:{part}" if part.isdigit() and whole in self.graph.exprs else name
 
     def _is_saturation(self, group: Group, name: str) -> bool:
         """Whether ``name`` is a clamp behind other bindings that bounds its result no further than eight bits do."""

@@ -167,6 +167,6 @@ def _unique(name: str, taken: set[str]) -> str:
     found, count = name, 1
     while found in taken:
         count += 1
-        found = f"{name}/{count}"
+        found = f"{name}:{count}"
     taken.add(found)
     return found
