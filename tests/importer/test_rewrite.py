@@ -159,3 +159,27 @@ def test_one_dimensional_convolution(model, imported):
     node = N("Conv", ["x", "w", "b"], ["y"], pads=[1, 2], strides=[2], dilations=[2], group=2)
     weights = {"w": rng.standard_normal((6, 2, 3)).astype(F), "b": rng.standard_normal(6).astype(F)}
     imported(model([node], {"x": (F, [2, 4, 11])}, ["y"], weights))
+
+
+@pytest.mark.parametrize(("op", "sign"), [("ReduceMax", -1), ("ReduceMin", 1)])
+def test_extreme_of_infinite_rows(model, op, sign):
+    from tvmflow.importer.check import run_module
+    from tvmflow.importer.onnx import from_model
+
+    nodes = [N("Where", ["m", "x", "inf"], ["w"]), N(op, ["w", "axes"], ["y"], keepdims=0)]
+    constants = {"inf": F(sign * np.inf), "axes": np.array([1])}
+    built = model(nodes, {"x": (F, [2, 3]), "m": (np.bool_, [2, 3])}, ["y"], constants)
+    mask = np.array([[False] * 3, [True, False, True]])
+    module = from_model(built, {}, lambda what: None).module
+    x = np.arange(6, dtype=F).reshape(2, 3)
+    assert run_module(module)([x, mask])[0].tolist() == [sign * np.inf, 5.0 if op == "ReduceMax" else 3.0]
+
+
+def test_extreme_of_finite_rows_stays_one_operator(model, imported, operators):
+    loaded = imported(model([N("ReduceMax", ["x", "a"], ["y"])], {"x": (F, [2, 3])}, ["y"], {"a": np.array([1])}))
+    assert [op for _, op in operators(loaded.module)] == ["relax.max"]
+
+
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+def test_extreme_of_booleans(model, imported, op):
+    imported(model([N(op, ["x", "a"], ["y"])], {"x": (np.bool_, [4, 3])}, ["y"], {"a": np.array([1])}))

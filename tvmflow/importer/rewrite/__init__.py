@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tvmflow.importer.qdq import QUANTIZED_RULES
 from tvmflow.importer.rewrite.elementwise import ELEMENTWISE
+from tvmflow.importer.rewrite.extremes import EXTREMES
 from tvmflow.importer.rewrite.functions import FUNCTIONS
 from tvmflow.importer.rewrite.half import HALF_RULES
 from tvmflow.importer.rewrite.resize import RESIZE_RULES
@@ -18,6 +19,7 @@ RULES: tuple[Rule, ...] = (
     *WINDOW_RULES,
     *RESIZE_RULES,
     *ELEMENTWISE,
+    *EXTREMES,
     *HALF_RULES,
 )
 """In order; the first that fits a node is applied, and the node's replacement is looked at again."""

@@ -122,19 +122,6 @@ def integer_power(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | 
     return made or [make("Identity", [product], node.output, node.name)]
 
 
-@rule("ReduceMax", "ReduceMin")
-def boolean_extreme(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
-    """ReduceMax(bool) -> ReduceMax of 0 and 1."""
-    if str(graph.dtype(node.input[0])) != "bool":
-        return None
-    number, extreme = graph.fresh(node.name), graph.fresh(node.name)
-    return [
-        make("Cast", [node.input[0]], [number], f"{node.name}/number", to=onnx.TensorProto.INT32),
-        make(node.op_type, [number, *node.input[1:]], [extreme], f"{node.name}/{node.op_type}", **attributes(node)),
-        make("Cast", [extreme], node.output, node.name, to=onnx.TensorProto.BOOL),
-    ]
-
-
 @rule("LpNormalization")
 def lp_normalization(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
     """LpNormalization -> x / norm, 0 where the norm is 0."""
@@ -193,7 +180,6 @@ ELEMENTWISE = (
     plain_cast,
     float_modulo,
     integer_power,
-    boolean_extreme,
     lp_normalization,
     scalar_depth,
 )
