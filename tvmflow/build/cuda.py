@@ -118,19 +118,24 @@ def _load_first(names: list[str], what: str) -> None:
 
 
 def _load_driver() -> None:
-    """The driver, or the stand-in, under the driver's name: a library of that name that is loaded already satisfies the next ones."""
+    """The driver, or the stand-in under the driver's name: libraries that are loaded later take what has that name already."""
+    if _loads("libcuda.so.1"):
+        return
+    with tempfile.TemporaryDirectory(prefix="tvmflow-cuda-") as folder:
+        library = Path(folder) / "libcuda.so.1"
+        command = [*_c_compiler(), "-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(STUB)]
+        made = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if made.returncode != 0 or not _loads(str(library)):
+            said = made.stderr.strip()[-500:]
+            raise EnvironmentProblem(f"the driver's stand-in can't be made: {said}", where=command[0], remedy=INSTALL)
+
+
+def _loads(library: str) -> bool:
     try:
-        ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
     except OSError:
-        with tempfile.TemporaryDirectory(prefix="tvmflow-cuda-") as folder:
-            library = Path(folder) / "libcuda.so.1"
-            command = [*_c_compiler(), "-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", "-o", str(library), str(STUB)]
-            made = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-            if made.returncode != 0:
-                raise EnvironmentProblem(
-                    f"the driver's stand-in can't be compiled: {made.stderr.strip()[-500:]}", where=command[0]
-                )
-            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+        return False
+    return True
 
 
 def _c_compiler() -> list[str]:
@@ -151,7 +156,7 @@ def cuda_modules(module: Any) -> list[Any]:
 
 
 def expect_machine_code(module: Any) -> None:
-    """Raise when a built module carries CUDA source instead of machine code: it would be compiled, slowly, or fail, on the device."""
+    """Raise when a built module carries CUDA source instead of machine code: it would be compiled, or fail, on the device."""
     modules = cuda_modules(module)
     if not modules:
         raise InternalError("the compiled program has no CUDA kernels")

@@ -6,7 +6,8 @@ Every kernel is one launch of a one-dimensional grid of one-dimensional blocks. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -74,13 +75,14 @@ def word_of(values: Sequence[Expr]) -> Expr:
     return (low[0] | low[1]) | (low[2] | low[3])
 
 
-def only_if(condition: Expr | bool, body: Callable[[], None]) -> None:
-    """``if (condition) body``; a condition that Python knows costs nothing."""
+@contextmanager
+def only_if(condition: Expr | bool) -> Iterator[None]:
+    """What is emitted inside runs where the condition holds; one that Python knows to hold costs nothing."""
     if condition is True:
-        body()
-        return
-    with T.If(condition), T.Then():
-        body()
+        yield
+    else:
+        with T.If(condition), T.Then():
+            yield
 
 
 def both(*conditions: Expr | bool) -> Expr | bool:
@@ -94,9 +96,9 @@ def both(*conditions: Expr | bool) -> Expr | bool:
     return whole
 
 
-def select(condition: Expr | bool, value: Callable[[], Expr], other: Expr) -> Expr:
-    """``value()`` where the condition holds, else ``other``; the value is not even read where it does not hold."""
-    return value() if condition is True else T.if_then_else(condition, value(), other)
+def select(condition: Expr | bool, value: Expr, other: Expr) -> Expr:
+    """``value`` where the condition holds, else ``other``; the value is not even read where it does not hold."""
+    return value if condition is True else T.if_then_else(condition, value, other)
 
 
 def element_kernel(name: str, params: Params, units: int, threads: int, body: Callable[..., None]) -> tirx.PrimFunc:
@@ -104,7 +106,8 @@ def element_kernel(name: str, params: Params, units: int, threads: int, body: Ca
 
     def guarded(block: Expr, thread: Expr, *buffers: Any) -> None:
         unit = T.Bind(block * threads + thread)
-        only_if(True if units % threads == 0 else unit < units, lambda: body(unit, *buffers))
+        with only_if(True if units % threads == 0 else unit < units):
+            body(unit, *buffers)
 
     return kernel(name, params, -(-units // threads), threads, guarded)
 

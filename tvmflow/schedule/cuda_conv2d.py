@@ -141,7 +141,8 @@ class _Conv:
         weights = Operand(tile.bn, 4, False, self._locate_weight, self._fetch_weight)
         gemm.emit(pixels, weights, geo.length)
         epilogue = tir.ConvEpilogue(spec, bias, self.params, 1, gemm.dtype)
-        cuda.only_if(gemm.owns, lambda: self._store(gemm, epilogue, rest[-1]))
+        with cuda.only_if(gemm.owns):
+            self._store(gemm, epilogue, rest[-1])
 
     def _locate_pixel(self, k: Expr, column: Expr) -> tuple[Expr, ...]:
         """The word within a chunk, the corner of the pixel's window, and the offset of its image."""
@@ -167,11 +168,11 @@ class _Conv:
         start = ((image + ih) * spec.w + iw) * spec.ic + self.channel_group * geo.per_group + word % geo.steps * geo.group
         if geo.whole:
             fill = tir.splat(self.fill, geo.vec)
-            return cuda.select(inside, lambda: self.words[tir.at(start // geo.group, geo.vec)], fill)
+            return cuda.select(inside, self.words[tir.at(start // geo.group, geo.vec)], fill)
         # the word's channels beyond those of the pixel meet weights that are zero; they are read as zero
         channel = word % geo.steps * geo.group
         parts = [
-            cuda.select(cuda.both(inside, i < geo.per_group - channel), lambda i=i: self.x[start + i].astype("int32"), self.fill)
+            cuda.select(cuda.both(inside, i < geo.per_group - channel), self.x[start + i].astype("int32"), self.fill)
             for i in range(geo.group)
         ]
         return cuda.word_of(parts)
@@ -197,8 +198,10 @@ class _Conv:
                 in_image = True if geo.pixels % tile.bm == 0 else pixel < geo.pixels
                 inside = cuda.both(in_image, True if geo.outputs % tile.bn == 0 else channel < geo.outputs)
                 if packed:
-                    cuda.only_if(inside, lambda acc=acc, index=index: cuda.store_channels(lanes, acc, y, index))
+                    with cuda.only_if(inside):
+                        cuda.store_channels(lanes, acc, y, index)
                     continue
                 for j in range(4):
                     one = cuda.both(in_image, True if geo.outputs % tile.bn == 0 else channel + j < geo.outputs)
-                    cuda.only_if(one, lambda j=j, acc=acc, index=index: lanes[j].store(y, index + j, acc[j]))
+                    with cuda.only_if(one):
+                        lanes[j].store(y, index + j, acc[j])

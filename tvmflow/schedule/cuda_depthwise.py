@@ -1,8 +1,8 @@
 """Depthwise convolution on CUDA: a thread computes a word of four channels for a few neighbouring pixels of a row.
 
 A word of the input meets four words of weights that hold one channel's byte each, in its place: ``dp4a`` then multiplies that
-channel alone, and nothing needs to be unpacked. Each word is loaded once for all the pixels and taps of a row that it takes part in.
-float32 is the same with one channel a thread.
+channel alone, and nothing needs to be unpacked. Each word is loaded once for all pixels and taps of a row that it takes part
+in. float32 is the same with one channel a thread.
 """
 
 from __future__ import annotations
@@ -151,11 +151,11 @@ class _Thread:
         inside = cuda.both(*vertical, iw >= 0, iw < spec.w)
         start = ((self.row // spec.oh * spec.h + ih) * spec.w + iw) * spec.ic + self.channel
         if not spec.is_integer:
-            return cuda.select(inside, lambda: self.x[start], self.fill)
+            return cuda.select(inside, self.x[start], self.fill)
         if spec.ic % cuda.WORD == 0:
-            return cuda.select(inside, lambda: cuda.words(self.x)[start // cuda.WORD], self.fill)
+            return cuda.select(inside, cuda.words(self.x)[start // cuda.WORD], self.fill)
         parts = [
-            cuda.select(cuda.both(inside, self.channel + i < spec.ic), lambda i=i: self.x[start + i].astype("int32"), self.fill)
+            cuda.select(cuda.both(inside, self.channel + i < spec.ic), self.x[start + i].astype("int32"), self.fill)
             for i in range(lanes)
         ]
         return cuda.word_of(parts)
@@ -169,8 +169,10 @@ class _Thread:
             acc = [self.acc[pixel * lanes + i] for i in range(lanes)]
             in_row = True if spec.ow % tile.pixels == 0 else self.ow0 + pixel < spec.ow
             if packed:
-                cuda.only_if(in_row, lambda acc=acc, index=index: cuda.store_channels(epilogues, acc, y, index))
+                with cuda.only_if(in_row):
+                    cuda.store_channels(epilogues, acc, y, index)
                 continue
             for i in range(lanes):
                 inside = cuda.both(in_row, True if spec.oc % lanes == 0 else self.channel + i < spec.oc)
-                cuda.only_if(inside, lambda i=i, acc=acc, index=index: epilogues[i].store(y, index + i, acc[i]))
+                with cuda.only_if(inside):
+                    epilogues[i].store(y, index + i, acc[i])

@@ -161,7 +161,8 @@ def emit_pool(spec: Pool2d, tile: ThreadTile, name: str) -> tirx.PrimFunc:
         with loop(0, spec.kh) as kh, loop(0, spec.kw) as kw:
             ih, iw = top + kh, left + kw
             inside = cuda.both(*((ih >= 0, ih < spec.h, iw >= 0, iw < spec.w) if any(spec.pad) else ()))
-            cuda.only_if(inside, lambda: visit(ih, iw))
+            with cuda.only_if(inside):
+                visit(ih, iw)
         values = [result[i] for i in range(lanes)]
         if average:
             multiplier, quant = rest[:2]

@@ -1,9 +1,10 @@
 """The matrix product of a block of threads, shared by convolution, dense layers and products of two activations.
 
-A block computes ``bm x bn`` outputs. It copies both operands to shared memory, chunk after chunk of the reduction, ``[depth, bm]`` and
-``[depth, bn]`` words; the next chunk is on its way to registers while one is being multiplied. Each thread keeps ``tm x tn`` accumulators in registers. A word
-is four int8 elements (one ``dp4a``) or one float32 (one FMA). With ``slices > 1`` groups of threads share the work of a
-chunk along the reduction and add up at the end: that fills the machine where a layer has few outputs.
+A block computes ``bm x bn`` outputs. It copies both operands to shared memory, chunk after chunk of the reduction, as
+``[depth, bm]`` and ``[depth, bn]`` words; the next chunk is on its way to registers while one is being multiplied. Each thread
+keeps ``tm x tn`` accumulators in registers. A word is four int8 elements (one ``dp4a``) or one float32 (one FMA). With
+``slices > 1`` groups of threads share the work of a chunk along the reduction and add up at the end: that fills the machine
+where a layer has few outputs.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ class GemmTile(msgspec.Struct, frozen=True, tag="cuda_gemm"):
 
 
 PAD = 4
-"""Words added to a row of a transposed operand: neighbours in the reduction then fall into other banks, and rows stay aligned."""
+"""Words added to a row of a transposed operand: neighbours in the reduction fall into other banks, and rows stay aligned."""
 
 
 @dataclass(frozen=True)
 class Operand:
     """One operand as the block reads it from global memory.
 
-    ``locate(k, column)`` does what is the same for all chunks; ``fetch(place, first)`` gives ``vec`` words of the chunk that starts
+"""Words added to a row of a transposed operand: neighbours in the reduction fall into other banks; rows stay aligned."""
     at word ``first``. They run along the reduction (``along_k``), or along the columns of the tile.
     """
 
@@ -169,10 +170,14 @@ class BlockGemm:
         else:
             with T.serial(0, chunks) as chunk:
                 more = chunk + 1 < chunks
-                cuda.only_if(more, lambda: [stage.fetch((chunk + 1) * tile.depth) for stage in (left, right)])
+                with cuda.only_if(more):
+                    for stage in (left, right):
+                        stage.fetch((chunk + 1) * tile.depth)
                 self._multiply(left, right)
                 cuda.barrier()
-                cuda.only_if(more, lambda: [stage.place() for stage in (left, right)])
+                with cuda.only_if(more):
+                    for stage in (left, right):
+                        stage.place()
                 cuda.barrier()
         if tile.slices > 1:
             self._add_slices(self.accumulators, tile.tm * tile.tn)
@@ -252,8 +257,8 @@ LATENCY = 600
 def estimate(tile: GemmTile, rows: int, columns: int, length: int, batch: int, device: Cuda) -> float:
     """Cycles of a simple machine: waves of blocks, each chunk as long as its multiplies, its shared loads or its latency.
 
-    A multiprocessor does 64 word products a cycle (CUDA programming guide, throughput of 8-bit dot products) and reads 32 words of
-    shared memory a cycle. It ranks tiles, nothing more.
+    A multiprocessor does 64 word products a cycle (CUDA programming guide, throughput of 8-bit dot products) and reads 32
+    words of shared memory a cycle. It ranks tiles, nothing more.
     """
     blocks = batch * ceil(rows / tile.bm) * ceil(columns / tile.bn)
     registers = tile.threads * (tile.tm * tile.tn + 2 * (tile.tm + tile.tn) + REGISTERS)

@@ -75,7 +75,8 @@ class _Product:
         left = self._rows(a, self.m0, spec.m, tile.bm)
         right = self._rows(b, self.n0, spec.n, tile.bn) if spec.transpose_b else self._columns(b)
         gemm.emit(left, right, self.length)
-        cuda.only_if(gemm.owns, lambda: self._store(gemm, rest[-1]))
+        with cuda.only_if(gemm.owns):
+            self._store(gemm, rest[-1])
 
     def _rows(self, source: Any, first_row: Expr, extent: int, size: int) -> Operand:
         """An operand whose rows run along the reduction."""
@@ -94,7 +95,7 @@ class _Product:
             word = first + k
             if whole:
                 inside = cuda.both(*((word < self.length,) if self.length % self.tile.depth else ()))
-                return cuda.select(inside, lambda: words[tir.at((start + word * group) // group, vec)], zero)
+                return cuda.select(inside, words[tir.at((start + word * group) // group, vec)], zero)
             return self._gather(lambda element: source[start + element], word)
 
         return Operand(size, vec, True, locate, fetch)
@@ -114,7 +115,7 @@ class _Product:
                 return self._gather(lambda element: source[start + element * spec.n], word)
             inside = cuda.both(*((word < self.length,) if self.length % self.tile.depth else ()))
             zero = tir.splat(tir.const(0.0, "float32"), vec)
-            return cuda.select(inside, lambda: source[tir.at(start + word * spec.n, vec)], zero)
+            return cuda.select(inside, source[tir.at(start + word * spec.n, vec)], zero)
 
         return Operand(self.tile.bn, vec, False, locate, fetch)
 
@@ -125,7 +126,7 @@ class _Product:
             k = word * cuda.WORD + i
             beyond = self.spec.k % (cuda.WORD * self.tile.depth) != 0
             inside = cuda.both(*((k < self.spec.k,) if beyond else ()))
-            parts.append(cuda.select(inside, lambda k=k: element(k).astype("int32"), tir.const(0, "int32")))
+            parts.append(cuda.select(inside, element(k).astype("int32"), tir.const(0, "int32")))
         return cuda.word_of(parts)
 
     def _store(self, gemm: BlockGemm, y: Any) -> None:
@@ -156,4 +157,5 @@ class _Product:
                     size = 4 if packed else 1
                     inside = cuda.both(in_rows, True if spec.n % tile.bn == 0 else column + first < spec.n)
                     values = [value(i, quad * 4 + first + j) for j in range(size)]
-                    cuda.only_if(inside, lambda values=values, at=index + first: cuda.store(y, at, values))
+                    with cuda.only_if(inside):
+                        cuda.store(y, index + first, values)

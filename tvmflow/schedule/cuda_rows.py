@@ -28,7 +28,8 @@ class _Row:
         """``body(i)`` for every element ``i``, neighbours in neighbouring threads."""
         with T.serial(0, -(-self.n // self.threads)) as turn:
             i = turn * self.threads + self.thread
-            cuda.only_if(True if self.n % self.threads == 0 else i < self.n, lambda: body(i))
+            with cuda.only_if(True if self.n % self.threads == 0 else i < self.n):
+                body(i)
 
     def reduce(self, value: Callable[[Expr], Expr], combine: Callable[[Expr, Expr], Expr], start: Expr) -> Expr:
         """All elements combined, the same scalar in every thread. ``start`` is neutral."""
@@ -39,7 +40,8 @@ class _Row:
         half = self.threads // 2
         while half:
             merged = combine(self.partial[self.thread], self.partial[self.thread + half])
-            cuda.only_if(self.thread < half, lambda merged=merged: T.buffer_store(self.partial, merged, [self.thread]))
+            with cuda.only_if(self.thread < half):
+                T.buffer_store(self.partial, merged, [self.thread])
             cuda.barrier()
             half //= 2
         T.buffer_store(self.mine, self.partial[0], [0])

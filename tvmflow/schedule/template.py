@@ -133,7 +133,9 @@ def _flat_template(name: str, kind: type, emit: Callable[[Any, Any, str], tirx.P
     )
 
 
-def _cuda_tiled(name: str, fits: Callable[[Any], bool], module: Any, pack: Callable[[Any, Any, list[Array]], list[Array]]) -> Template:
+def _cuda_tiled(
+    name: str, fits: Callable[[Any], bool], module: Any, pack: Callable[[Any, Any, list[Array]], list[Array]]
+) -> Template:
     """A tiled CUDA template whose space, model and code are functions of ``module``."""
     return Template(
         name,
@@ -200,7 +202,12 @@ TEMPLATES: tuple[Template, ...] = (
         emit=pool.emit,
         pack=_as_is,
     ),
-    _cuda_tiled("cuda_depthwise", lambda spec: isinstance(spec, ks.Conv2d) and spec.is_depthwise, cuda_depthwise, cuda_depthwise.pack),
+    _cuda_tiled(
+        "cuda_depthwise",
+        lambda spec: isinstance(spec, ks.Conv2d) and spec.is_depthwise,
+        cuda_depthwise,
+        cuda_depthwise.pack,
+    ),
     _cuda_tiled("cuda_conv2d", lambda spec: isinstance(spec, ks.Conv2d), cuda_conv2d, cuda_conv2d.pack),
     _cuda_tiled("cuda_matmul", lambda spec: isinstance(spec, ks.MatMul), cuda_matmul, _as_is),
     _cuda_threads("cuda_binary", ks.Binary, cuda_elementwise.emit_binary),
