@@ -64,8 +64,8 @@ PAD = 4
 class Operand:
     """One operand as the block reads it from global memory.
 
-"""Words added to a row of a transposed operand: neighbours in the reduction fall into other banks; rows stay aligned."""
-    at word ``first``. They run along the reduction (``along_k``), or along the columns of the tile.
+    ``locate(k, column)`` does what is the same for all chunks; ``fetch(place, first)`` gives ``vec`` words of the chunk that
+    starts at word ``first``. They run along the reduction (``along_k``), or along the columns of the tile.
     """
 
     columns: int
