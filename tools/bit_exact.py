@@ -125,11 +125,20 @@ class Reference:
 
     lowered: Lowered
     inspected: Model
-    """The model with a main that returns every integer tensor."""
+    """The model with a main that returns every integer tensor, and then the outputs."""
     inputs: tuple[list[np.ndarray], ...]
-    outputs: tuple[list[np.ndarray], ...]
-    integers: tuple[list[np.ndarray], ...]
+    tensors: tuple[list[np.ndarray], ...]
     """Per input: what ``inspected`` returns."""
+
+    @property
+    def integers(self) -> slice:
+        """The integer tensors among ``tensors``."""
+        return slice(0, len(self.tensors[0]) - len(self.lowered.model.outputs))
+
+    @property
+    def outputs(self) -> slice:
+        """The outputs among ``tensors``."""
+        return slice(self.integers.stop, None)
 
 
 def compare(names: Sequence[str], got: Sequence[np.ndarray], want: Sequence[np.ndarray]) -> Comparison:
@@ -150,17 +159,20 @@ def compare(names: Sequence[str], got: Sequence[np.ndarray], want: Sequence[np.n
 
 
 def inspectable(model: Model) -> Model:
-    """``model`` with a main that returns every integer tensor that it computes, in program order, instead of its outputs."""
+    """``model`` with a main that returns every integer tensor that it computes, in program order, and then its outputs."""
     import tvm
     from tvm import relax
+
+    from tvmflow.optimize.expr import dtype_of, shape_of
 
     main = model.module["main"]
     bindings = [binding for block in main.body.blocks for binding in block.bindings]
     results = []
-    for var in [b.var for b in bindings if isinstance(b.var.ty, relax.TensorType) and "int" in str(b.var.ty.dtype)]:
-        results.append(relax.Var(f"{len(results)} {var.name}", var.ty))
+    for var in [b.var for b in bindings if isinstance(b.var.ty, relax.TensorType) and "int" in dtype_of(b.var)]:
+        results.append(relax.Var(f"{var.name}:seen", var.ty))
         bindings.append(relax.VarBinding(results[-1], var))
-    infos = tuple(TensorInfo(str(v.name), tuple(int(d) for d in v.ty.shape), str(v.ty.dtype)) for v in results)
+    results += list(main.body.body.fields) if isinstance(main.body.body, relax.Tuple) else [main.body.body]
+    infos = tuple(TensorInfo(f"{i} {v.name}", shape_of(v), dtype_of(v)) for i, v in enumerate(results))
     body = relax.SeqExpr([relax.DataflowBlock(bindings)], relax.Tuple(results))
     module = tvm.IRModule(dict(model.module.functions_items()), attrs=model.module.attrs)
     module["main"] = relax.Function(main.params, body, relax.TupleType([v.ty for v in results]), attrs=main.attrs)
@@ -178,9 +190,8 @@ def reference(lowered: Lowered, samples: int) -> Reference:
     rng = np.random.default_rng(0)
     inputs.append([rng.standard_normal(i.shape).astype(i.dtype) for i in lowered.model.inputs])
     inspected = inspectable(lowered.model)
-    outputs = [interpret(lowered.model.module, arrays)[0] for arrays in inputs]
-    tensors = [interpret(inspected.module, arrays)[0] for arrays in inputs]
-    return Reference(lowered, inspected, tuple(inputs), tuple(outputs), tuple(tensors))
+    tensors = tuple(interpret(inspected.module, arrays)[0] for arrays in inputs)
+    return Reference(lowered, inspected, tuple(inputs), tensors)
 
 
 def compiled(model: Model, target: Target, tuning_log: str, path: Path) -> Path:
@@ -201,13 +212,17 @@ def measure(place: Place, ref: Reference, tuning_log: str, folder: Path) -> Row:
     started = time.perf_counter()
     target, found = place.target, []
     with place.open() as load:
-        for what, model, expected in (("integers", ref.inspected, ref.integers), ("outputs", ref.lowered.model, ref.outputs)):
-            path = compiled(model, target, tuning_log, folder / f"{place.name}-{what}.so")
-            names = [info.name for info in model.outputs]
-            session = load(path)
-            results = [compare(names, as_list(session(*arrays)), want) for arrays, want in zip(ref.inputs, expected, strict=True)]
+        for what, model, part in (
+            ("tensors", ref.inspected, ref.integers),
+            ("shipped", ref.lowered.model, ref.outputs),
+        ):
+            session = load(compiled(model, target, tuning_log, folder / f"{place.name}-{what}.so"))
+            names = [info.name for info in ref.inspected.outputs[part]]
+            results = [as_list(session(*arrays))[: len(names)] for arrays in ref.inputs]
             session.close()
-            found.append(sum(results, Comparison()))
+            found.append(
+                sum((compare(names, got, want[part]) for got, want in zip(results, ref.tensors, strict=True)), Comparison())
+            )
     integers, outputs = found
     seconds = time.perf_counter() - started
     islands = ref.lowered.coverage.float
@@ -223,9 +238,11 @@ def between_storages(references: Mapping[str, Reference]) -> Comparison | None:
     if len(references) < 2:
         return None
     total = Comparison()
-    names = [info.name for info in references["uint8"].inspected.outputs]
-    for unsigned, signed in zip(references["uint8"].integers, references["int8"].integers, strict=True):
-        total += compare(names, [(v ^ 128).view(np.int8) if v.dtype == np.uint8 else v for v in unsigned], signed)
+    first, second = references["uint8"], references["int8"]
+    names = [info.name for info in first.inspected.outputs[first.integers]]
+    for unsigned, signed in zip(first.tensors, second.tensors, strict=True):
+        shifted = [(v ^ 128).view(np.int8) if v.dtype == np.uint8 else v for v in unsigned[first.integers]]
+        total += compare(names, shifted, signed[second.integers])
     return total
 
 
