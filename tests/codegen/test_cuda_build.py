@@ -101,7 +101,7 @@ def test_no_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_pip_toolkit", lambda: None)
     with pytest.raises(MissingTool, match="CUDA compiler") as caught:
         cuda.find_compiler()
-    assert "nvidia-cuda-nvrtc" in caught.value.remedy
+    assert "pip install" in caught.value.remedy
 
 
 @pytest.mark.cuda

@@ -23,7 +23,7 @@ from typing import Any
 from tvmflow.errors import EnvironmentProblem, InternalError, MissingTool
 
 STUB = Path(__file__).with_name("cuda_stub.c")
-INSTALL = "install NVIDIA's CUDA toolkit 13, or pip install cuda-bindings nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl"
+INSTALL = "install NVIDIA's CUDA toolkit 13, or pip install cuda-bindings nvidia-cuda-{nvrtc,runtime,crt,cccl}"
 PASS_CONFIG = {"tirx.UnrollLoop": {"explicit_unroll": False}}
 """Loops are unrolled by the CUDA compiler, not by TVM: a hundredth of the source."""
 
@@ -47,7 +47,7 @@ def find_compiler() -> Compiler:
         return Compiler("nvcc", _toolkit(nvcc), {"TVM_CUDA_COMPILE_MODE": "nvcc", "TVM_CUDA_NVCC_NO_FAST_MATH": "1"})
     root = _pip_toolkit()
     if root is not None and _has_module("cuda.bindings"):
-        slow = "--use_fast_math=false --ftz=false --prec-div=true --prec-sqrt=true"
+        slow = "--ftz=false --prec-div=true --prec-sqrt=true"  # takes back what TVM's --use_fast_math implies
         return Compiler(
             "nvrtc", root, {"TVM_CUDA_COMPILE_MODE": "nvrtc", "TVM_CUDA_NVRTC_EXTRA_OPTS": slow, "CUDA_HOME": str(root)}
         )
