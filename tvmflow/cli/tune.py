@@ -10,11 +10,11 @@ import typer
 from tvmflow.cli.options import (
     WORK_DIR,
     Calibrate,
-    Model,
     Quantize,
     Shapes,
     TargetName,
     WorkDir,
+    existing,
     existing_data,
     existing_or_callable,
     parse_budget,
@@ -26,7 +26,9 @@ from tvmflow.trace import Progress
 
 
 def command(
-    model: Model,
+    model: Annotated[
+        list[str], typer.Argument(metavar="MODEL", help="An .onnx or .pt2 file, package.module:callable; with --merge, logs.")
+    ],
     target: TargetName = "native",
     quantize: Quantize = None,
     calibrate: Calibrate = None,
@@ -42,6 +44,12 @@ def command(
     tuning_log: Annotated[
         Path | None, typer.Option("--tuning-log", metavar="FILE", help="The log to write; by default one in the work directory.")
     ] = None,
+    merge: Annotated[
+        Path | None,
+        typer.Option(
+            "--merge", metavar="OUT.jsonl", help="Write the fastest records of the logs given as arguments; tune nothing."
+        ),
+    ] = None,
     work_dir: WorkDir = WORK_DIR,
     *,
     progress: Progress,
@@ -53,10 +61,15 @@ def command(
     from tvmflow import flow
     from tvmflow.cli.tables import tune_report
 
+    if merge is not None:
+        data = flow.merge_logs([existing(path) for path in model], merge)
+        return Output(data, (f"{data['kept']} of {data['read']} records, {data['kernels']} kernels, in {data['log']}",))
+    if len(model) > 1:
+        raise UsageError("give one model", where=" ".join(model), remedy="to merge logs: tvmflow tune --merge OUT.jsonl LOG...")
     if budget is not None and trials is not None:
         raise UsageError("give --budget or --trials, not both")
     result = flow.tune(
-        existing_or_callable(model),
+        existing_or_callable(model[0]),
         target,
         quantize=quantize,
         calibration=None if calibrate is None else existing_data(calibrate),
