@@ -29,7 +29,7 @@ class Tolerance:
 
 
 EXACT_ARITHMETIC = Tolerance()
-"""float32 in another order: the default pipeline adds a mean of 12,800 elements one by one, and that 2.5e-5 grows to 4.5e-4 of the
+"""float32 in another order: the default pipeline adds a mean of 12,800 elements one by one; that 2.5e-5 grows to 4.5e-4 of the
 peak by the end of PP-OCRv6's detector. Wrong operators are off by whole percents."""
 HALF = Tolerance(relative=2e-2, scaled=5e-3)
 QUANTIZED = Tolerance(noise=0.05, steps=1)
