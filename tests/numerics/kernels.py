@@ -62,7 +62,7 @@ def check(spec: ks.Kernel, tile: Any, target: Target | None = None, seed: int = 
 def run(spec: ks.Kernel, tile: Any, args: list[np.ndarray], target: Target) -> np.ndarray:
     """Output of the generated code, with the constants packed as compile packs them."""
     template = template_for(spec, target)
-    names = _names(spec)
+    names = argument_names(spec)
     function = template.emit(spec, tile, "main").with_attr("global_symbol", "main")
     library = tvm.tirx.build(tvm.IRModule({"main": function}), target=target.host())
     constant = [i for i, n in enumerate(names) if n not in ("x", "a", "b", "residual")]
@@ -78,7 +78,8 @@ def lanes_of(name: str) -> int:
     return BY_NAME[name].lanes
 
 
-def _names(spec: ks.Kernel) -> tuple[str, ...]:
+def argument_names(spec: ks.Kernel) -> tuple[str, ...]:
+    """Names of the arguments that ``spec`` takes, in order."""
     if isinstance(spec, ks.Conv2d) and not spec.is_integer:
         return ("x", "weight", "bias", "bounds", "residual")[: 5 if spec.residual else 4]
     if isinstance(spec, ks.Conv2d):
