@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -195,10 +195,12 @@ class _Export:
     def finish(self, model: Model) -> onnx.GraphProto:
         """The graph with the model's inputs and outputs."""
         results = self._results(model.module["main"].body.body)
-        dims = []
+        infos = zip(model.outputs, results, strict=True)
+        dims = [TensorInfo(info.name, result.shape, info.dtype) for info, result in infos]
+        inputs = [i.name for i in model.inputs]
+        named: dict[str, str] = {}
         for info, result in zip(model.outputs, results, strict=True):
-            self._output(info.name, result, {i.name for i in (*model.inputs, *model.outputs)})
-            dims.append(TensorInfo(info.name, result.shape, info.dtype))
+            self._output(info.name, self.writer.reordered(result, plain(result.shape)).name, inputs, named)
         return helper.make_graph(
             self.writer.nodes,
             model.name or "main",
@@ -213,13 +215,17 @@ class _Export:
         value = self._read(expr.name, integer=False)
         return list(value) if isinstance(value, tuple) else [value]
 
-    def _output(self, name: str, result: Tensor, reserved: set[str]) -> None:
-        """Gives a result the name of an output; an Identity where it is an input, a constant or another output as well."""
-        tensor = self.writer.reordered(result, plain(result.shape)).name
-        if tensor in reserved or not any(tensor in node.output for node in self.writer.nodes):
-            self.writer.nodes.append(helper.make_node("Identity", [tensor], [name], f"{name}/output"))
+    def _output(self, name: str, tensor: str, inputs: Sequence[str], named: dict[str, str]) -> None:
+        """Gives a tensor the name of an output; an Identity where it is an input, a constant or another output as well.
+
+        ``named`` holds the tensors that have the name of an output already.
+        """
+        stored = tensor in inputs or any(i.name == tensor for i in self.writer.initializers)
+        if stored or tensor in named:
+            self.writer.nodes.append(helper.make_node("Identity", [named.get(tensor, tensor)], [name], f"{name}/output"))
         else:
             self.writer.rename(tensor, name)
+            named[tensor] = name
 
 
 def _value_info(info: TensorInfo) -> onnx.ValueInfoProto:
