@@ -103,9 +103,14 @@ def merge(records: Iterable[TuningRecord], keep: int = KEPT) -> list[TuningRecor
 
 
 def write(path: Path, records: Iterable[TuningRecord]) -> None:
-    """Writes a whole log."""
+    """Writes a whole log, or leaves the old one as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(_ENCODER.encode(e) + b"\n" for e in records))
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.write_bytes(b"".join(_ENCODER.encode(e) + b"\n" for e in records))
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def lint(path: Path, target: Target) -> list[str]:
