@@ -11,9 +11,9 @@
 2. Activations are uint8 (code and zero point 128 above ours), weights int8 with one scale per output channel, biases int32 with
    the scale of the products. These are the integers that realize computes with, not a second quantization.
 3. A ReLU or clip behind a layer is left out where saturation of the result does the same.
-4. Reading the file again gives the same plan and the same integers. onnxruntime computes convolutions, dense layers, pools and
-   concatenations of it to the same bits; where it computes in float32 what is a table or fixed-point here (sums, products,
-   elementwise functions, averages), a tie may round the other way.
+4. Reading the file again gives the same plan and the same integers. onnxruntime computes on the same integers, but rounds the
+   factor of a requantization twice (float32) where ours is rounded once, and computes in float32 what is a table or fixed-point
+   here (sums, products, elementwise functions, averages): values next to a tie may become the neighbouring code.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class _Export:
         if not isinstance(expr, relax.Call):
             raise UnsupportedOperator(f"{op_of(expr)} can't be written to a QDQ model", where=name)
         if group.integer and group.op in CLAMPED and self._is_saturation(group, name):
-            return next(iter(reversed(chain.values())))
+            return list(chain.values())[-1]
         operands = tuple(o for arg in expr.args for o in self._operands(group, arg, chain))
         layer = Layer(self._layer_name(name), expr, operands, self.graph.shape(name), self.graph.dtype(name))
         return write_layer(self.writer, layer)
@@ -168,7 +168,9 @@ class _Export:
         if not (group.integer and group.op in COMBINING):
             return Constant(values)
         codes, param = self.emitter.constant(expr)
-        return Constant(constant_of(codes).astype(np.int32) - self.emitter.offset, param)
+        stored = constant_of(codes)
+        assert stored is not None  # Emitter.constant returns one
+        return Constant(stored.astype(np.int32) - self.emitter.offset, param)
 
     def _value(self, group: Group, name: str, chain: Mapping[str, Result]) -> Result:
         return chain[name] if name in chain else self._read(name, group.integer)
