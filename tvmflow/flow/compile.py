@@ -135,12 +135,12 @@ def artifacts_folder(work_dir: Path) -> Path:
 
 def work(job: Job, directory: Path, progress: Progress) -> CompileReport:
     """The child's side: every stage, in order."""
-    from tvmflow.build.artifact import package
-    from tvmflow.build.compile import compile_module
-    from tvmflow.schedule.apply import schedule
-
     target = job.request.target
     trace = Trace(Path(job.dump) if job.dump else None, progress)
+    with trace.stage("start"):  # loads TVM and its compiler
+        from tvmflow.build.artifact import package
+        from tvmflow.build.compile import compile_module
+        from tvmflow.schedule.apply import schedule
     lowered = job.request.lower(trace)
     log = tuning_log(job)
     with trace.stage("schedule"):
