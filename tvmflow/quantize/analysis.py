@@ -136,8 +136,8 @@ def tensors_of(
 def counterparts(plan: Plan, realized: Graph) -> dict[str, str]:
     """Which variable of the realized module holds a tensor of the float model: site id -> variable name.
 
-    A kernel has the name of its layer and holds the tensor at the end of its group, or, where it adds a residual, the sum. Tensors
-    that exist inside a kernel only are left out.
+    A kernel has the name of its layer and holds the tensor at the end of its group, or, where it adds a residual, the sum.
+    Tensors that exist inside a kernel only are left out.
     """
     readers: dict[str, list[Group]] = {}
     for group in plan.groups:

@@ -209,9 +209,7 @@ class _Nest:
     def _stage_input(self, x: Any) -> Any:
         geo, spec = self.geo, self.spec
         zero = self.params[1][0] if spec.is_integer else tir.const(0.0, "float32")
-        staging = Staging(
-            spec.n, spec.h, spec.w, spec.groups, geo.per_group, spec.pad, zero, self.dot.a_dtype, geo.group_stride
-        )
+        staging = Staging(spec.n, spec.h, spec.w, spec.groups, geo.per_group, spec.pad, zero, self.dot.a_dtype, geo.group_stride)
         return staging.whole(x, geo.scratch_size, self.tile.threads)
 
     def _tile(self, t: Expr, b: Expr, tiles_h: int, tiles_w: int) -> None:

@@ -83,9 +83,8 @@ class _Product:
         spec, tile, dot = self.spec, self.tile, self.dot
         self.y, self.params = rest[-1], rest[:-1]
         self.packed = T.alloc_buffer((spec.batch * self.vectors * self.depth * dot.lanes,), dot.b_dtype, scope="global")
-        self.offsets = (
-            T.alloc_buffer((spec.batch * self.vectors * dot.lanes,), "int32", scope="global") if spec.is_integer else None
-        )
+        if spec.is_integer:
+            self.offsets = T.alloc_buffer((spec.batch * self.vectors * dot.lanes,), "int32", scope="global")
         self._pack_b(b)
         self.a = self._stage_a(a)
         row_tiles = ceil(spec.m / tile.mr)
