@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tvmflow.errors import UsageError
 from tvmflow.flow.lower import Lowered, Shapes, host_runner, operators
 from tvmflow.flow.request import Request, request
 from tvmflow.target import get_target
@@ -104,7 +105,13 @@ def work(job: Job, directory: Path, progress: Progress) -> QuantizeResult:
 
     lowered = job.request.lower(Trace(None, progress))
     found = lowered.quantization
-    assert found is not None and found.data is not None  # a recipe and data were given, so lower calibrated
+    assert found is not None  # a recipe was given
+    if found.data is None:
+        raise UsageError(
+            "the model is quantized already: its QDQ nodes carry the parameters",
+            where=lowered.model.name,
+            remedy="compile it as it is, without --quantize",
+        )
     path = Path(job.out)
     origin = Origin(lowered.model.sha256, found.data.sha256, len(found.data), versions())
     if path.suffix == ".onnx":

@@ -62,9 +62,9 @@ def _matmul(walk: Walk, call: Any) -> Any:
         *rows, k = shape_of(a)
         weight = array(b)
         spec = ks.Conv2d(1, 1, prod(rows), k, weight.shape[1], x="float32", y="float32")
-        x = walk.emit(relax.op.reshape(a, (1, 1, prod(rows), k)))
+        x = _view(walk, a, (1, 1, prod(rows), k), "rows")
         kernel = walk.emit(_float_conv(spec, x, weight.T.reshape(-1, 1, 1, k), np.zeros(weight.shape[1], np.float32)))
-        return relax.op.reshape(kernel, shape_of(call))
+        return _view(walk, kernel, shape_of(call))
     if is_constant(a) or len(shape_of(a)) < 2 or shape_of(a)[:-2] != shape_of(b)[:-2]:
         return None
     permute = walk.call(b, "permute_dims")
@@ -74,8 +74,8 @@ def _matmul(walk: Walk, call: Any) -> Any:
         b = permute.args[0]
     *batch, m, k = shape_of(a)
     spec2 = ks.MatMul(prod(batch), m, k, shape_of(call)[-1], swapped, "float32", "float32")
-    flat = [walk.emit(relax.op.reshape(t, (prod(batch), *shape_of(t)[-2:]))) for t in (a, b)]
-    return relax.op.reshape(walk.emit(kernel_call(spec2, flat)), shape_of(call))
+    flat = [_view(walk, t, (prod(batch), *shape_of(t)[-2:]), side) for t, side in ((a, "a"), (b, "b"))]
+    return _view(walk, walk.emit(kernel_call(spec2, flat)), shape_of(call))
 
 
 def _add(walk: Walk, call: Any) -> Any:
@@ -86,7 +86,7 @@ def _add(walk: Walk, call: Any) -> Any:
         if is_constant(other) and array(other).size == fused.spec.oc and shape_of(other)[-1:] == (fused.spec.oc,):
             return fused.emit(walk, fused.spec, array(other).reshape(-1) + fused.bias, fused.bounds, fused.residual)
         if not is_constant(other) and shape_of(other) == shape_of(call) == shape_of(mine):
-            residual = walk.emit(relax.op.reshape(other, fused.spec.out_shape)) if fused.shape else other
+            residual = _view(walk, other, fused.spec.out_shape, "residual") if fused.shape else other
             return fused.emit(walk, msgspec.structs.replace(fused.spec, residual=True), fused.bias, fused.bounds, [residual])
     return None
 
@@ -111,8 +111,8 @@ def _softmax(walk: Walk, call: Any) -> Any:
     if int(call.attrs.axis) not in (-1, len(shape) - 1):
         return None
     spec = ks.Softmax(prod(shape[:-1]), shape[-1])
-    x = walk.emit(relax.op.reshape(call.args[0], spec.out_shape))
-    return relax.op.reshape(walk.emit(kernel_call(spec, [x])), shape)
+    x = _view(walk, call.args[0], spec.out_shape, "rows")
+    return _view(walk, walk.emit(kernel_call(spec, [x])), shape)
 
 
 def _layer_norm(walk: Walk, call: Any) -> Any:
@@ -122,9 +122,9 @@ def _layer_norm(walk: Walk, call: Any) -> Any:
     if not last or not (is_constant(gamma) and is_constant(beta) and attrs.center and attrs.scale):
         return None
     spec = ks.LayerNorm(prod(shape[:-1]), shape[-1])
-    flat = walk.emit(relax.op.reshape(x, spec.out_shape))
+    flat = _view(walk, x, spec.out_shape, "rows")
     epsilon = relax.const(np.array([float(attrs.epsilon)], np.float32))
-    return relax.op.reshape(walk.emit(kernel_call(spec, [flat, gamma, beta, epsilon])), shape)
+    return _view(walk, walk.emit(kernel_call(spec, [flat, gamma, beta, epsilon])), shape)
 
 
 _RULES = {
@@ -161,12 +161,17 @@ class _Fused:
     def emit(self, walk: Walk, spec: ks.Conv2d, bias: Any, bounds: Any, residual: list[Any]) -> Any:
         args = [self.x, self.weight, relax.const(np.asarray(bias, np.float32)), relax.const(bounds), *residual]
         kernel = walk.emit(kernel_call(spec, args), self.name)
-        return relax.op.reshape(kernel, self.shape) if self.shape else kernel
+        return _view(walk, kernel, self.shape) if self.shape else kernel
 
 
 def _float_conv(spec: ks.Conv2d, x: Any, weight: Any, bias: Any) -> Any:
     bounds = np.array([-np.inf, np.inf], np.float32)
     return kernel_call(spec, [x, relax.const(np.ascontiguousarray(weight)), relax.const(bias), relax.const(bounds)])
+
+
+def _view(walk: Walk, tensor: Any, shape: tuple[int, ...], role: str = "shape") -> Any:
+    """``tensor`` with another shape, under a name of its own: the layer's name belongs to its kernel."""
+    return walk.emit(relax.op.reshape(tensor, shape), f"{walk.name}.{role}")
 
 
 def _scalar(expr: Any) -> float:

@@ -49,8 +49,13 @@ class Measurer(Protocol):
 
 
 def build_candidate(module: tvm.IRModule, target: Any, _params: Any) -> Any:
-    """MetaSchedule's ``f_build``: plain code generation."""
-    return tvm.tirx.build(module, target=target)
+    """MetaSchedule's ``f_build``: plain code generation, for CUDA in the environment that embeds machine code."""
+    if target.kind.name != "cuda":
+        return tvm.tirx.build(module, target=target)
+    from tvmflow.build import cuda
+
+    with target, cuda.compiler_environment(), tvm.transform.PassContext(config=cuda.PASS_CONFIG):
+        return tvm.tirx.build(module, target=target)
 
 
 class MetaScheduleMeasurer:
