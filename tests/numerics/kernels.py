@@ -10,7 +10,6 @@ import tvm
 from tvmflow.kernels import spec as ks
 from tvmflow.kernels.reference import run_kernel
 from tvmflow.runtime import cpu
-from tvmflow.schedule.intrinsics import BY_NAME
 from tvmflow.schedule.template import template_for
 from tvmflow.target import Target, get_target
 
@@ -72,10 +71,6 @@ def run(spec: ks.Kernel, tile: Any, args: list[np.ndarray], target: Target) -> n
     arrays = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in [*args, out]]
     library["main"](*arrays)
     return arrays[-1].numpy()
-
-
-def lanes_of(name: str) -> int:
-    return BY_NAME[name].lanes
 
 
 def argument_names(spec: ks.Kernel) -> tuple[str, ...]:

@@ -168,13 +168,8 @@ class _Product:
             total = tir.register(1, "int32")
             T.buffer_store(total, tir.const(0, "int32"), [0])
             row = T.Bind((batch * spec.m + m0 + m) * self.depth)
-
-            def add(o: Expr, n: int, row: Expr = row, total: Any = total) -> None:
-                with T.serial(0, n) as lane:
-                    T.buffer_store(total, total[0] + self.a[row + o + lane].astype("int32"), [0])
-
             with T.serial(0, spec.k) as k:
-                add(k, 1)
+                T.buffer_store(total, total[0] + self.a[row + k].astype("int32"), [0])
             sums.append(T.Bind(total[0] * (tir.const(self.b_shift, "int32") - self.params[1][1])))
         return sums
 
