@@ -100,6 +100,18 @@ def test_more_threads_than_cores(server: Any, tiny: Path, manifest_of: Any) -> N
         board.open(tiny, manifest_of("x86_64"), threads=4096)
 
 
+def test_a_server_started_with_one_tvm_thread_gives_every_core(
+    start_server: Any, tiny: Path, manifest_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVM_NUM_THREADS", "1")
+    with rpc.connect(start_server().board) as board:
+        cores = int(board.facts["cores"])
+        board.use_threads(cores)
+        with board.open(tiny, manifest_of("x86_64")) as session:
+            assert session.threads == board.facts["physical_cores"]
+            assert session.run({"x": X})["y"].tolist() == (X + 1).tolist()
+
+
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/tvmflow-escaped", "a/../../b", ""])
 def test_upload_out_of_the_session_folder_is_refused(server: Any, name: str) -> None:
     with rpc.connect(server.board) as board:

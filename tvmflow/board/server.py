@@ -41,6 +41,7 @@ from tvmflow.board.info import board_info
 from tvmflow.board.profile import profile
 from tvmflow.board.wire import GREETING, RPC_MAGIC, RPC_MISMATCH
 from tvmflow.runtime import cpu
+from tvmflow.runtime.threads import prepare_thread_pool
 
 HANDSHAKE_SECONDS = 5.0
 HANGUP_GRACE_SECONDS = 1.0
@@ -68,7 +69,9 @@ def serve(config: ServerConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     if config.host not in ("127.0.0.1", "::1", "localhost"):
         log.warning("bound to %s: whoever reaches this port can run code here", config.host)
-    _prepare_environment()
+    # Before TVM and numpy are loaded: no threads in a process that forks, and a pool that may grow to every core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    prepare_thread_pool(len(cpu.allowed_cpus()))
     _register_functions()
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with (
@@ -331,15 +334,6 @@ def use_device(name: str) -> bool:
             log.warning("no %s device: %s", name, error)
             return False
     return bool(tvm.device(name, 0).exist)
-
-
-def _prepare_environment() -> None:
-    """Before TVM and numpy are loaded: no threads in a process that forks; a pool that may grow to every core, unpinned."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("TVM_NUM_THREADS", str(len(cpu.allowed_cpus())))
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    # Idle workers would spin for 150 ms on the cores of what is measured next; 2,000 spins are about 1 ms.
-    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
 
 
 def _register_functions() -> None:

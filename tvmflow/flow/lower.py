@@ -203,7 +203,7 @@ def _runner(program: Any) -> Executable:
     import tvm
     from tvm.runtime.vm import VirtualMachine
 
-    from tvmflow.runtime.session import prepare_thread_pool
+    from tvmflow.runtime.threads import prepare_thread_pool
 
     prepare_thread_pool(cpu.physical_cores())
     machine = VirtualMachine(program, tvm.cpu())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from tvmflow.build.manifest import Manifest, read_manifest, verify_digest
 from tvmflow.errors import ArtifactError, DataError, EnvironmentProblem, nearest
 from tvmflow.model import TensorInfo
 from tvmflow.runtime import cpu
+from tvmflow.runtime.threads import prepare_thread_pool
 
 
 def check_machine(manifest: Manifest, where: str) -> None:
@@ -75,7 +75,7 @@ class Session:
         wanted = threads if threads is not None else cpu.physical_cores()
         if wanted < 1:
             raise DataError(f"threads must be 1 or more, not {wanted}")
-        prepare_thread_pool(wanted)
+        prepare_thread_pool(max(wanted, cpu.physical_cores()))
         import tvm
         from tvm.runtime.vm import VirtualMachine
 
@@ -197,20 +197,6 @@ class Session:
         self._vm.save_function("main", "tvmflow.prepared", *self._buffers, include_return=False)
         wait = self._device.sync if self.manifest.device != "cpu" else lambda: None
         return self._vm["tvmflow.prepared"], wait
-
-
-def prepare_thread_pool(threads: int) -> None:
-    """Make TVM's pool large enough, if it does not exist yet, and a good neighbour.
-
-    Unless told, TVM takes half of an x86 machine's CPUs; pins the calling thread to a core, which everything that the process
-    runs or starts afterwards inherits; and lets idle workers spin for 150 ms, which steals a core from whatever is measured next
-    to us. 2,000 spins are about 1 ms: longer than any gap between two kernels of a network.
-    """
-    size = max(threads, cpu.physical_cores())
-    if int(os.environ.get("TVM_NUM_THREADS") or 0) < size:
-        os.environ["TVM_NUM_THREADS"] = str(size)
-    os.environ.setdefault("TVM_BIND_THREADS", "0")
-    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "2000")
 
 
 def find_device(name: str, where: str) -> Any:
