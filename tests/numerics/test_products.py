@@ -8,10 +8,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.numerics.kernels import check, runnable
+from tests.numerics.kernels import check, run, runnable
 from tvmflow.kernels.spec import Conv2d, MatMul
 from tvmflow.schedule import conv2d, depthwise, matmul
-from tvmflow.target import get_target
+from tvmflow.schedule.template import template_for
+from tvmflow.target import Target, get_target
 
 AWKWARD = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 24, 33))
 SMALL = st.sampled_from((1, 2, 3, 5, 7, 13))
@@ -22,6 +23,14 @@ QUICK = settings(max_examples=12, deadline=None, derandomize=True)
 
 def registers(name: str) -> int:
     return 32 if "512" in name else 16
+
+
+def offering(name: str) -> Target:
+    """This machine with one instruction to choose from."""
+    native = get_target("native")
+    cpu = msgspec.structs.replace(native.cpu, registers=registers(name))
+    int8 = msgspec.structs.replace(native.int8, dot=(name,))
+    return msgspec.structs.replace(native, cpu=cpu, int8=int8, float32=(name,))
 
 
 def storage(name: str) -> str:
@@ -68,7 +77,7 @@ def test_integer_convolution(name: str, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_float_convolution(name: str, data: st.DataObject) -> None:
     spec = data.draw(convolutions("float32"))
-    check(spec, conv2d.default_tile(spec, (name,), registers(name), 512))
+    check(spec, template_for(spec, offering(name)).default(spec, offering(name)))
 
 
 @st.composite
@@ -123,9 +132,7 @@ def test_saturating_inputs_do_not_saturate_on_the_way() -> None:
     x = np.full((1, 4, 4, 64), 255, np.uint8)
     weight = np.full((16, 3, 3, 64), 127, np.int8)
     args = [x, weight, np.zeros(16, np.int32), np.ones(16, np.float32), np.array([0, 0, 0, 255], np.int32)]
-    from tests.numerics.kernels import run
-
     for name in runnable(("vnni512", "maddwd512", "maddwd256", "maddwd128")):
-        tile = conv2d.default_tile(spec, (name,), registers(name), 512)
+        tile = template_for(spec, offering(name)).default(spec, offering(name))
         got = run(spec, tile, list(args), get_target("native"))
         np.testing.assert_array_equal(got, np.full(spec.out_shape, 255.0 * 127 * 576, np.float32))

@@ -8,6 +8,7 @@ Calls of one signature and one decision share one PrimFunc.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,7 @@ def schedule(model: Model, target: Target, lookup: Lookup = untuned) -> tuple[Mo
     kernels: list[ScheduledKernel] = []
     functions: dict[tuple[ks.Kernel, Tile], tvm.ir.GlobalVar] = {}
     library = relax.BlockBuilder()
+    names: Counter[str] = Counter()
 
     def rule(walk: Walk, call: Any) -> Any:
         spec = kernel_of(call)
@@ -64,6 +66,9 @@ def schedule(model: Model, target: Target, lookup: Lookup = untuned) -> tuple[Mo
         tile = recorded if recorded is not None else template.default(spec, target)
         if (spec, tile) not in functions:
             name = kernel_name(spec)
+            names[name] += 1
+            if names[name] > 1:
+                name += f"_v{names[name]}"
             functions[spec, tile] = library.add_func(template.emit(spec, tile, name), name)
         function = functions[spec, tile]
         kernels.append(ScheduledKernel(str(walk.name), str(function.name_hint), spec, template.name, tile, recorded is not None))
@@ -85,11 +90,12 @@ def _pack(args: list[Any], pack: Callable[[list[NDArray[Any]]], list[NDArray[Any
 
 
 def kernel_name(spec: ks.Kernel) -> str:
-    """A readable name of a kernel's function, as profilers show it."""
+    """A readable name of a kernel's function, as profilers show it; ``_v2`` and so on follow where it omits a difference."""
     if isinstance(spec, ks.Conv2d):
         kind = "depthwise" if spec.is_depthwise else "dense" if spec.h == spec.kh == spec.kw == 1 else "conv2d"
         tail = "_add" if spec.residual else ""
-        return f"{kind}_{spec.kh}x{spec.kw}_{spec.ic}_{spec.oc}_{spec.h}x{spec.w}_{spec.x}{tail}"
+        stride = "" if spec.stride == (1, 1) else f"_stride{spec.stride[0]}x{spec.stride[1]}"
+        return f"{kind}_{spec.kh}x{spec.kw}{stride}_{spec.ic}_{spec.oc}_{spec.h}x{spec.w}_{spec.x}{tail}"
     if isinstance(spec, ks.MatMul):
         return f"matmul_{spec.batch}x{spec.m}x{spec.k}x{spec.n}_{spec.x}"
     if isinstance(spec, ks.Pool2d):

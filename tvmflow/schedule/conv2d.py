@@ -20,7 +20,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
-from tvmflow.schedule.intrinsics import BY_NAME, Dot
+from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.staging import Staging
 
 Array = NDArray[Any]
@@ -75,20 +75,9 @@ def flatten_pixels(spec: Conv2d) -> Conv2d:
     return msgspec.structs.replace(spec, n=1, h=1, w=spec.n * spec.h * spec.w)
 
 
-def pick_dot(names: tuple[str, ...], spec: Conv2d) -> Dot:
-    """The preferred instruction; for groups of fewer outputs than lanes, the narrower one that computes least in vain."""
-    outputs = spec.oc // spec.groups
-    chain = [BY_NAME[names[0]]]
-    while chain[-1].lanes > outputs and chain[-1].narrower:
-        chain.append(BY_NAME[chain[-1].narrower])
-    if chain[0].lanes > outputs and chain[-1].narrower:
-        chain.append(BY_NAME[chain[-1].narrower])
-    return min(chain, key=lambda dot: (ceil(outputs / dot.lanes) * dot.lanes, -dot.lanes))
-
-
 def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[ConvTile]:
     """Every tile that fits the register file: ``mr * nr`` accumulators, ``nr`` weights, and what a step holds on the way."""
-    dot = pick_dot(names, spec)
+    dot = dot_for(names, spec.oc // spec.groups)
     geo = Geometry(spec, dot)
     flat = geo.spec
     for nr in range(1, min(geo.vectors, 8) + 1):
@@ -126,11 +115,6 @@ def estimate(spec: Conv2d, tile: ConvTile, l2_kib: int) -> float:
     resident = pixels if tile.channels_outer else weights
     traffic = again / 32 if resident > l2_kib * 512 else again / 512
     return tiles * blocks * body + traffic
-
-
-def default_tile(spec: Conv2d, names: tuple[str, ...], registers: int, l2_kib: int) -> ConvTile:
-    """The best tile by :func:`estimate`: good without any tuning."""
-    return min(space(spec, names, registers), key=lambda t: estimate(spec, t, l2_kib))
 
 
 def pack(spec: Conv2d, tile: ConvTile, consts: list[Array]) -> list[Array]:

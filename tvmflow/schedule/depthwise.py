@@ -19,7 +19,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
-from tvmflow.schedule.intrinsics import BY_NAME, Dot
+from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.staging import Staging
 
 Array = NDArray[Any]
@@ -39,15 +39,10 @@ class DepthwiseTile(msgspec.Struct, frozen=True, tag="depthwise"):
     threads: bool = True
 
 
-def pick_dot(names: tuple[str, ...], spec: Conv2d) -> Dot:
-    """The preferred instruction; below four channels no vector instruction fits and plain arithmetic serves."""
-    if spec.oc < 4:
-        return BY_NAME["generic" if spec.is_integer else "generic_f32"]
-    return BY_NAME[names[0]]
-
-
 def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[DepthwiseTile]:
-    dot = pick_dot(names, spec)
+    if spec.oc < 4:  # fewer than any vector instruction takes
+        names = ("generic",) if spec.is_integer else ("generic_f32",)
+    dot = dot_for(names, spec.oc)
     row_groups = ceil(spec.kh / dot.group)
     for mw in range(1, min(spec.ow, 16) + 1):
         # accumulators, the weights of all columns, and a few columns in flight
@@ -72,10 +67,6 @@ def estimate(spec: Conv2d, tile: DepthwiseTile) -> float:
     copied = band / 32 if any(spec.pad) else 0.0
     walk = vectors * (weights + tile.rows * ceil(spec.ow / tile.mw) * body) * (1.0 if band < BAND_BYTES else 1.3)
     return bands * (copied + walk)
-
-
-def default_tile(spec: Conv2d, names: tuple[str, ...], registers: int) -> DepthwiseTile:
-    return min(space(spec, names, registers), key=lambda t: estimate(spec, t))
 
 
 def pack(spec: Conv2d, tile: DepthwiseTile, consts: list[Array]) -> list[Array]:

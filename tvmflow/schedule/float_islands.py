@@ -29,7 +29,7 @@ def emit_unary(spec: Unary, tile: FlatTile, name: str) -> tirx.PrimFunc:
 
     def body(x: Any, y: Any) -> None:
         def run(o: Expr, n: int) -> None:
-            T.buffer_store(y, Vector(n).function(spec.fn)(tir.bind(x[tir.at(o, n)])), [tir.at(o, n)])
+            T.buffer_store(y, Vector(n).function(spec.fn)(T.Bind(x[tir.at(o, n)])), [tir.at(o, n)])
 
         chunked(prod(spec.shape), tile, run)
 
@@ -41,16 +41,16 @@ def emit_softmax(spec: Softmax, tile: FlatTile, name: str) -> tirx.PrimFunc:
 
     def body(x: Any, y: Any) -> None:
         with tir.parallel_if(tile.threads and spec.rows * spec.n > PARALLEL_ELEMENTS, spec.rows) as row:
-            base = tir.bind(row * spec.n)
+            base = T.Bind(row * spec.n)
             top = _reduce(spec.n, tile.lanes, lambda o, n: x[tir.at(base + o, n)], tirx.max, x[base])
 
             def exponentials(o: Expr, n: int) -> None:
-                value = Vector(n).exp(tir.bind(x[tir.at(base + o, n)] - tir.splat(top, n)))
+                value = Vector(n).exp(T.Bind(x[tir.at(base + o, n)] - tir.splat(top, n)))
                 T.buffer_store(y, value, [tir.at(base + o, n)])
 
             tir.for_each_run(spec.n, tile.lanes, exponentials)
             total = _reduce(spec.n, tile.lanes, lambda o, n: y[tir.at(base + o, n)], _add, tir.const(0.0, "float32"))
-            scale = tir.bind(tir.const(1.0, "float32") / total)
+            scale = T.Bind(tir.const(1.0, "float32") / total)
             _in_place(spec.n, tile.lanes, y, base, lambda v, _o, n: v * tir.splat(scale, n))
 
     shape = (spec.rows, spec.n)
@@ -63,15 +63,15 @@ def emit_layer_norm(spec: LayerNorm, tile: FlatTile, name: str) -> tirx.PrimFunc
     def body(x: Any, gamma: Any, beta: Any, epsilon: Any, y: Any) -> None:
         zero, count = tir.const(0.0, "float32"), tir.const(1.0 / spec.n, "float32")
         with tir.parallel_if(tile.threads and spec.rows * spec.n > PARALLEL_ELEMENTS, spec.rows) as row:
-            base = tir.bind(row * spec.n)
-            mean = tir.bind(_reduce(spec.n, tile.lanes, lambda o, n: x[tir.at(base + o, n)], _add, zero) * count)
+            base = T.Bind(row * spec.n)
+            mean = T.Bind(_reduce(spec.n, tile.lanes, lambda o, n: x[tir.at(base + o, n)], _add, zero) * count)
 
             def squares(o: Expr, n: int) -> Expr:
-                centred = tir.bind(x[tir.at(base + o, n)] - tir.splat(mean, n))
+                centred = T.Bind(x[tir.at(base + o, n)] - tir.splat(mean, n))
                 return centred * centred
 
             variance = _reduce(spec.n, tile.lanes, squares, _add, zero) * count
-            scale = tir.bind(tir.const(1.0, "float32") / tirx.sqrt(variance + epsilon[0]))
+            scale = T.Bind(tir.const(1.0, "float32") / tirx.sqrt(variance + epsilon[0]))
 
             def finish(o: Expr, n: int) -> None:
                 centred = x[tir.at(base + o, n)] - tir.splat(mean, n)
@@ -114,7 +114,7 @@ def _reduce(
         T.buffer_store(total, combine(total[0], partial[0][lane]), [0])
     with T.serial(0, count - whole * lanes) as rest:
         T.buffer_store(total, combine(total[0], load(whole * lanes + rest, 1)), [0])
-    return tir.bind(total[0])
+    return T.Bind(total[0])
 
 
 def _in_place(count: int, lanes: int, y: Any, base: Expr, change: Callable[[Expr, Expr, int], Expr]) -> None:

@@ -16,7 +16,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import MatMul
 from tvmflow.schedule import tir
-from tvmflow.schedule.intrinsics import BY_NAME, Dot
+from tvmflow.schedule.intrinsics import BY_NAME, dot_for
 
 Expr = Any
 
@@ -30,15 +30,8 @@ class MatMulTile(msgspec.Struct, frozen=True, tag="matmul"):
     threads: bool = True
 
 
-def pick_dot(names: tuple[str, ...], spec: MatMul) -> Dot:
-    dot = BY_NAME[names[0]]
-    while dot.narrower and dot.lanes > spec.n:
-        dot = BY_NAME[dot.narrower]
-    return dot
-
-
 def space(spec: MatMul, names: tuple[str, ...], registers: int) -> Iterator[MatMulTile]:
-    dot = pick_dot(names, spec)
+    dot = dot_for(names, spec.n)
     vectors = ceil(spec.n / dot.lanes)
     for nr in range(1, min(vectors, 6) + 1):
         for mr in range(1, min(spec.m, 28) + 1):
@@ -52,10 +45,6 @@ def estimate(spec: MatMul, tile: MatMulTile) -> float:
     step = max(tile.mr * tile.nr * dot.regs_per_acc / 2, (tile.mr + tile.nr * dot.regs_per_acc) / 2, 5.0)
     blocks = ceil(ceil(spec.n / dot.lanes) / tile.nr)
     return spec.batch * ceil(spec.m / tile.mr) * blocks * (ceil(spec.k / dot.group) * step + 4.0 * tile.mr * tile.nr + 24)
-
-
-def default_tile(spec: MatMul, names: tuple[str, ...], registers: int) -> MatMulTile:
-    return min(space(spec, names, registers), key=lambda t: estimate(spec, t))
 
 
 def emit(spec: MatMul, tile: MatMulTile, name: str) -> tirx.PrimFunc:

@@ -27,6 +27,7 @@ from tvmflow.schedule import (
     matmul,
     pool,
 )
+from tvmflow.schedule.intrinsics import BY_NAME
 from tvmflow.target import Target
 
 Array = NDArray[Any]
@@ -77,8 +78,6 @@ def dots(spec: Any, target: Target) -> tuple[str, ...]:
     """
     if not spec.is_integer:
         return target.float32
-    from tvmflow.schedule.intrinsics import BY_NAME
-
     fitting = tuple(n for n in target.int8.dot if BY_NAME[n].a_dtype in (spec.x, "int16"))
     return fitting or ("generic",)
 

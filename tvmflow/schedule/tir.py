@@ -21,11 +21,6 @@ def const(value: float, dtype: str) -> Expr:
     return tirx.const(value, dtype)
 
 
-def bind(value: Expr) -> Expr:
-    """A name for a value that is used more than once."""
-    return T.Bind(value)
-
-
 def lanes_of(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 

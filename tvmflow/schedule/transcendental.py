@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
+from tvm.tirx.script.builder import ir as T
 
 from tvmflow.schedule import tir
 
@@ -47,9 +48,9 @@ class Vector:
         integer = tir.lanes_of("int32", self.lanes)
         shifted = x * self.const(LOG2_E) + self.const(tir.Requantizer.MAGIC)
         # k by way of the bits: TVM would simplify (v + magic) - magic to v
-        k = tir.bind(tirx.reinterpret(integer, shifted) - self._whole(tir.Requantizer.MAGIC_BITS))
-        steps = tir.bind(k.astype(tir.lanes_of("float32", self.lanes)))
-        r = tir.bind(x - steps * self.const(LN2_HIGH) - steps * self.const(LN2_LOW))
+        k = T.Bind(tirx.reinterpret(integer, shifted) - self._whole(tir.Requantizer.MAGIC_BITS))
+        steps = T.Bind(k.astype(tir.lanes_of("float32", self.lanes)))
+        r = T.Bind(x - steps * self.const(LN2_HIGH) - steps * self.const(LN2_LOW))
         power = tirx.reinterpret(tir.lanes_of("float32", self.lanes), (k + self._whole(127)) << self._whole(23))
         return self.polynomial(r, EXP_TERMS) * power
 
@@ -63,9 +64,9 @@ class Vector:
         return self.const(2.0) * self.sigmoid(self.const(2.0) * x) - self.const(1.0)
 
     def erf(self, x: Expr) -> Expr:
-        size = tir.bind(tirx.max(x, self.const(0.0) - x))
-        t = tir.bind(self.const(1.0) / (self.const(1.0) + self.const(ERF_P) * size))
-        tail = tir.bind(self.polynomial(t, ERF_TERMS) * t * self.exp(self.const(0.0) - size * size))
+        size = T.Bind(tirx.max(x, self.const(0.0) - x))
+        t = T.Bind(self.const(1.0) / (self.const(1.0) + self.const(ERF_P) * size))
+        tail = T.Bind(self.polynomial(t, ERF_TERMS) * t * self.exp(self.const(0.0) - size * size))
         return tirx.Select(x < self.const(0.0), tail - self.const(1.0), self.const(1.0) - tail)
 
     def gelu(self, x: Expr) -> Expr:
