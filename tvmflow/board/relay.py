@@ -20,6 +20,7 @@ import time
 
 _CHUNK = 1 << 18
 _MAX_PENDING = 1 << 20
+_LAST_WORDS_SECONDS = 0.5
 
 
 def relay(client: socket.socket, board: socket.socket, control: int, patience: float) -> str:
@@ -55,9 +56,11 @@ def relay(client: socket.socket, board: socket.socket, control: int, patience: f
             try:
                 if side in ready:
                     data = side.recv(_CHUNK)
+                    if not data and side is board:
+                        _last_words(pending[client], client)
+                        return "closed"
                     if not data:
-                        _flush(pending[peer[side]], peer[side])
-                        return "left" if side is client else "closed"
+                        return "left"
                     pending[peer[side]] += data
                     asked, progress = side is client, time.monotonic()
                 if side in free:
@@ -69,11 +72,20 @@ def relay(client: socket.socket, board: socket.socket, control: int, patience: f
                 return "left" if side is client else "closed"
 
 
-def _flush(data: bytearray, side: socket.socket) -> None:
-    """Last words: the reason for which a board ends a session comes right before it closes."""
-    side.settimeout(1.0)
+def _last_words(data: bytearray, client: socket.socket) -> None:
+    """The reason for which a board ends a session comes right before it closes.
+
+    To close with requests of the client unread would reset its connection and take the reason with it.
+    """
+    deadline = time.monotonic() + _LAST_WORDS_SECONDS
+    client.settimeout(_LAST_WORDS_SECONDS)
     try:
-        side.sendall(data)
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        while (left := deadline - time.monotonic()) > 0:
+            client.settimeout(left)
+            if not client.recv(_CHUNK):
+                return
     except OSError:
         return
 

@@ -297,6 +297,14 @@ def _tell(connection: socket.socket, message: str) -> None:
     connection.setblocking(False)  # a frozen client must not freeze the session too
     with contextlib.suppress(RuntimeError, OSError):
         _ffi_api.ReturnException(connection.fileno(), message)
+    # To close with requests unread would reset the connection, and the client would lose the message.
+    deadline = time.monotonic() + HANGUP_GRACE_SECONDS
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        while (left := deadline - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not connection.recv(65536):
+                break
 
 
 # -------- the worker
