@@ -1,7 +1,7 @@
 """Ours beside every runtime that a user would pick instead: the same models, precisions and threads, in one run, in turns.
 
-Each runtime lives in an environment of its own (``~/.cache/tvmflow/peers`` or ``$TVMFLOW_PEERS``), which is made the first time, and
-runs in a process of its own. A runtime that can't be installed or can't run a model stays in the table with its reason.
+Each runtime lives in an environment of its own (``~/.cache/tvmflow/peers`` or ``$TVMFLOW_PEERS``), made the first time, and runs
+in a process of its own. A runtime that can't be installed or can't run a model stays in the table with its reason.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import onnxruntime
-
 from bench_peers_parts.worker import Run, samples
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import openvino
-from openvino import properties
-
 from bench_peers_parts.worker import Run, samples
+from openvino import properties
 
 
 def version() -> str:

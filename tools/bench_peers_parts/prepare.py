@@ -11,7 +11,6 @@ from bench_peers_parts.environments import OURS, PARTS, Peer, folder, python
 from bench_peers_parts.process import prepare
 from figures_parts.runner import code_digest
 
-
 SAME = {"bf16": "fp32", "int8-bf16": "int8"}
 """Precisions that differ in how a file is run, not in the file."""
 

@@ -39,7 +39,7 @@ class Worker:
     """``worker.py serve`` or ``worker.py peak`` in a session of its own. Raises Unavailable wherever it fails."""
 
     def __init__(self, python: Path, arguments: Sequence[object]) -> None:
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by close()
         self._process = subprocess.Popen(
             [str(a) for a in (python, *WORKER, *arguments)],
             stdin=subprocess.PIPE,
@@ -56,7 +56,7 @@ class Worker:
         except Unavailable:
             self.close()
             raise
-        self._process.send_signal(signal.SIGSTOP)
+        self._stop()
 
     def ask(self, **command: Any) -> Reply:
         """One turn."""
@@ -68,7 +68,7 @@ class Worker:
         except BrokenPipeError:
             pass  # the reply says why
         reply = self._reply(LONGEST_REPLY)
-        self._process.send_signal(signal.SIGSTOP)
+        self._stop()
         return reply
 
     def close(self) -> None:
@@ -77,6 +77,11 @@ class Worker:
         for stream in (self._process.stdin, self._process.stdout, self._log):
             assert stream is not None
             stream.close()
+
+    def _stop(self) -> None:
+        """Returns when every thread has stopped."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)
 
     def _reply(self, longest: float) -> Reply:
         assert self._process.stdout is not None

@@ -13,8 +13,8 @@ from tvmflow.bench.compare import LONGEST_CHECKED, MOST_CPU_PER_THREAD, MOST_OF_
 from tvmflow.bench.measure import MachinePeak
 from tvmflow.bench.stats import Latency
 
-WARM = 0.02
-"""Seconds of untimed runs before each turn: caches and clocks."""
+WARM = 0.05
+"""Seconds of untimed runs before each turn: caches, clocks, and threads that have to find a core each."""
 LEAST_COSINE = 0.9
 """Between a runtime's output and onnxruntime's in fp32: below, it computes something else."""
 
@@ -96,7 +96,7 @@ def measure(rows: Sequence[Row], peak: Asked | None, rounds: int, seconds: float
         for row in rows:
             row.take(seconds)
         if peak is not None:
-            now = MachinePeak(**peak.ask())
+            now = MachinePeak(**peak.ask(seconds=seconds))
             best = now if best is None else best.best(now)
     return best
 

@@ -82,8 +82,9 @@ def markdown(report: Record) -> str:
     versions = dict.fromkeys(f"{r['name']} {r['version']}" for c in cells for r in c["rows"] if "version" in r)
     header = ["model", "precision", "threads", "tvmflow", "of peak", *names, "best peer / tvmflow"]
     lines = [
-        f"Measured on {report['date']} on {report['cores']} cores of {report['cpu']} with `{report['command']}`: {', '.join(versions)}."
-        " Milliseconds, minimum / median of equal interleaved rounds, float input and output inside the clock.",
+        f"Measured on {report['date']} on {report['cores']} cores of {report['cpu']} with `{report['command']}`:"
+        f" {', '.join(versions)}. Milliseconds, minimum / median of equal interleaved rounds; float input and output are inside"
+        " the clock.",
         "",
         "| " + " | ".join(header) + " |",
         "|---" * len(header) + "|",

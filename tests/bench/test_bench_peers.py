@@ -1,0 +1,235 @@
+"""``tools/bench_peers``: what is measured, believed and shown, with runtimes that only pretend."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from tvmflow.bench.measure import MachinePeak
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+
+
+def part(name: str) -> Any:
+    return importlib.import_module(f"bench_peers_parts.{name}")
+
+
+class Fake:
+    """A worker whose every run takes ``seconds`` and ``cpus`` CPUs."""
+
+    def __init__(
+        self, seconds: float, cpus: float = 1.0, output: tuple[float, ...] = (1.0, 2.0), log: list[str] | None = None
+    ) -> None:
+        self.seconds, self.cpus, self.log = seconds, cpus, log
+        self.ready = {"output": list(output), "version": "1.0"}
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        if self.log is not None:
+            self.log.append(self.ready["version"])
+        return {"times": [self.seconds] * 3, "wall": 3 * self.seconds, "cpu": 3 * self.seconds * self.cpus}
+
+
+class FakePeak:
+    """100 int8 Gop/s and 50 fp32 GFLOP/s, once; slower after."""
+
+    ready: dict[str, Any] = {}
+    rates = [100.0, 60.0, 60.0]
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        rate = self.rates.pop(0) if len(self.rates) > 1 else self.rates[0]
+        return {"int8_gops": rate, "fp32_gflops": rate / 2}
+
+
+def row(name: str, precision: str, worker: Any = None, reason: str = "") -> Any:
+    facts = {"version": "1.0"} if worker else {}
+    return part("rounds").Row(name, precision, worker, reason, facts=facts)
+
+
+def judged(*rows: Any, threads: int = 1, gop: float | None = 1.0) -> Any:
+    rounds = part("rounds")
+    peak = rounds.measure(rows, FakePeak(), rounds=2, seconds=0.0)
+    cell = rounds.Cell("net", 1, threads, gop, rows, peak)
+    rounds.judge(cell)
+    return cell
+
+
+def test_everybody_takes_turns_and_the_highest_peak_counts() -> None:
+    FakePeak.rates = [60.0, 100.0, 60.0]
+    log: list[str] = []
+    first, second = Fake(0.02, log=log), Fake(0.02, log=log)
+    first.ready["version"], second.ready["version"] = "first", "second"
+    cell = judged(row("tvmflow", "int8", first), row("onnxruntime", "int8", second))
+    assert log == ["first", "second"] * 2
+    assert cell.peak == MachinePeak(100.0, 50.0)
+    assert [len(r.times) for r in cell.rows] == [6, 6]
+    assert cell.fraction(cell.rows[0]) == pytest.approx(0.5)
+
+
+def test_more_than_one_cpu_with_one_thread_is_an_error() -> None:
+    greedy = row("openvino", "fp32", Fake(0.1, cpus=1.8))
+    judged(row("tvmflow", "fp32", Fake(0.1)), greedy)
+    assert greedy.reason == "error: it used 1.80 CPUs with one thread" and greedy.minimum is None
+    allowed = row("openvino", "fp32", Fake(0.1, cpus=1.8))
+    judged(allowed, threads=2)
+    assert allowed.reason == "" and allowed.minimum == 0.1
+
+
+def test_nothing_above_the_peak_is_believed() -> None:
+    FakePeak.rates = [100.0]
+    fast, likely = row("openvino", "int8", Fake(0.009)), row("ncnn", "int8", Fake(0.0101))
+    cell = judged(row("tvmflow", "int8", Fake(0.02)), fast, likely)
+    assert fast.reason == "not believed: 111 % of the machine's peak"
+    assert likely.reason == "", "the peak is a measurement too"
+    (found,) = part("tables").ratio(part("rounds").to_json(cell), "int8")[:1]
+    assert found == pytest.approx(0.0101 / 0.02), "the ratio is to the best that is believed"
+
+
+def test_another_networks_output_is_an_error() -> None:
+    other = row("ncnn", "fp32", Fake(0.1, output=(2.0, -1.0)))
+    judged(row("onnxruntime", "fp32", Fake(0.1)), other, row("tvmflow", "fp32", Fake(0.1, output=(1.0, 2.01))))
+    assert other.reason.startswith("error: its output is not the model's")
+    short = row("ncnn", "fp32", Fake(0.1, output=(1.0,)))
+    judged(row("onnxruntime", "fp32", Fake(0.1)), short)
+    assert short.reason.startswith("error")
+
+
+def test_a_worker_that_fails_keeps_its_reason_and_takes_no_more_turns() -> None:
+    class Failing(Fake):
+        def ask(self, **command: Any) -> dict[str, Any]:
+            assert not self.cpus, "asked again"
+            self.cpus = 1.0
+            raise part("environments").Unavailable("it was ended by signal 11")
+
+    broken = row("ncnn", "int8", Failing(0.1, cpus=0.0))
+    judged(broken, row("tvmflow", "int8", Fake(0.1)))
+    assert broken.reason == "it was ended by signal 11" and not broken.times
+
+
+def test_a_missing_runtime_is_a_row_with_its_reason() -> None:
+    reason = "not installed: no matching distribution"
+    cell = judged(row("tvmflow", "int8", Fake(0.02)), row("onnxruntime", "int8", Fake(0.03)), row("ncnn", "int8", reason=reason))
+    cells = json.loads(json.dumps([part("rounds").to_json(cell)]))
+    text = part("tables").table(cells)
+    assert any("ncnn" in line and reason in line for line in text.splitlines())
+    assert "1.50x of onnxruntime int8" in text
+    report = {"date": "2026-01-01", "cores": 2, "cpu": "a CPU", "command": "tools/bench_peers", "cells": cells}
+    shown = part("tables").markdown(report)
+    assert "| net | int8 | 1 | 20.000 / 20.000 | " in shown and "**1.50**" in shown
+    assert f"(1) ncnn: {reason}" in shown
+    assert len(cells[0]["rows"][0]["latency_ms"]["runs"]) == 6, "every raw run"
+
+
+def test_pip_that_fails_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environments = part("environments")
+    monkeypatch.setenv("TVMFLOW_PEERS", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(environments.Unavailable, match="not installed: .*tvmflow-no-such-runtime"):
+        environments.python(environments.Peer("none", ("fp32",), ("tvmflow-no-such-runtime",)))
+    assert not (tmp_path / "none" / ".installed").exists(), "it is tried again the next time"
+
+
+PRETENDER = """
+import time
+import numpy as np
+
+def version(): return "7"
+
+def prepare(model, precision, calibration, folder):
+    if precision == "int8": raise RuntimeError("it has no int8")
+    (folder / "made").write_bytes(model.read_bytes())
+
+def serve(folder, precision, threads):
+    if precision == "crash":
+        import os
+        os._exit(3)
+    print("a library that prints")
+    def run(inputs):
+        time.sleep(0.002)
+        return inputs["x"] * 2
+    return run
+"""
+
+
+@pytest.fixture
+def pretender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A runtime ``pretender`` and its calibration data; both in the folder returned."""
+    package = tmp_path / "bench_peers_parts"
+    package.mkdir()
+    (package / "peer_pretender.py").write_text(PRETENDER)
+    process, environments = part("process"), part("environments")
+    found = environments.environment()
+    found["PYTHONPATH"] += f":{tmp_path}"
+    monkeypatch.setattr(process, "environment", lambda: found)
+    np.savez(tmp_path / "data.npz", x=np.ones((2, 1, 3), np.float32))
+    (tmp_path / "model").write_bytes(b"model")
+    return tmp_path
+
+
+def test_a_worker_in_its_process(pretender: Path) -> None:
+    process, python = part("process"), Path(sys.executable)
+    process.prepare(python, ("pretender", pretender / "model", "fp32", pretender / "data.npz", pretender))
+    assert (pretender / "made").read_bytes() == b"model"
+    worker = process.Worker(python, ("serve", "pretender", pretender, "fp32", 1, pretender / "data.npz"))
+    try:
+        assert worker.ready["version"] == "7" and worker.ready["output"] == [2.0, 2.0, 2.0]
+        assert state(worker) == "T", "stopped between its turns"
+        for _ in range(2):
+            reply = worker.ask(seconds=0.01, warm=0.0)
+            assert len(reply["times"]) >= 3 and min(reply["times"]) >= 0.002 and reply["cpu"] < reply["wall"]
+            assert state(worker) == "T"
+    finally:
+        worker.close()
+
+
+def state(worker: Any) -> str:
+    """``T``: stopped."""
+    return Path(f"/proc/{worker._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_workers_say_why_they_fail(pretender: Path) -> None:
+    process, python, data = part("process"), Path(sys.executable), pretender / "data.npz"
+    unavailable = part("environments").Unavailable
+    with pytest.raises(unavailable, match="can't prepare the model: RuntimeError: it has no int8"):
+        process.prepare(python, ("pretender", pretender / "model", "int8", data, pretender))
+    with pytest.raises(unavailable):
+        process.Worker(python, ("serve", "pretender", pretender, "crash", 1, data))
+
+
+def test_other_batch_sizes(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    float32 = TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "to"], ["r"]), helper.make_node("MatMul", ["r", "w"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", float32, [1, 2, 3])],
+        [helper.make_tensor_value_info("y", float32, [1, 4])],
+        [numpy_helper.from_array(np.array([1, 6]), "to"), numpy_helper.from_array(np.ones((6, 4), np.float32), "w")],
+    )
+    found = part("models").with_batch(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), 4)
+    onnx.checker.check_model(found, full_check=True)
+    assert [d.dim_value for d in found.graph.output[0].type.tensor_type.shape.dim] == [4, 4]
+
+
+@pytest.mark.peers
+def test_real_runtimes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS / "model_zoo"))
+    command = ["bench_peers", "--models", "mobilenetv2", "--only-peer", "onnxruntime", "--threads", "1", "--rounds", "2"]
+    monkeypatch.setattr(sys, "argv", [*command, "--seconds", "0.05", "--json", str(tmp_path / "out.json")])
+    assert part("__main__").main() == 0
+    (cell,) = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert {r["precision"] for r in cell["rows"] if r["name"] == "onnxruntime" and not r["reason"]} == {"fp32", "int8"}
+    assert "of peak" in capsys.readouterr().out
