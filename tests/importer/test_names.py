@@ -29,6 +29,35 @@ def test_repeated_names_become_unique(model, imported, operators):
     assert [name for name, _ in operators(loaded.module)] == ["same", "same#2", "same#3"]
 
 
+def test_made_up_names_make_way_for_the_files(model, imported, operators):
+    weights = {"w": np.ones((4, 3, 1, 1), F), "b": np.ones(4, F)}
+    nodes = [
+        N("Conv", ["x", "w", "b"], ["t"], "a"),
+        N("Relu", ["t"], ["u"], "a/1"),
+        N("Split", ["u"], ["l", "r"], "a", axis=1, num_outputs=2),
+        N("Neg", ["l"], ["v"], "a#2"),
+        N("Abs", ["r"], ["y"], "a#3:1"),
+        N("IsInf", ["v"], ["z"], "outputs"),
+    ]
+    loaded = imported(model(nodes, {"x": (F, [1, 3, 4, 4])}, ["y", "z"], weights))
+    names = [name for name, _ in operators(loaded.module)]
+    assert len(set(names)) == len(names)
+    assert {"a", "a/1", "a/1#2", "a#2", "a#3", "a#3:1", "a#3:1#2", "outputs", "outputs#2"} <= set(names)
+    assert dict(operators(loaded.module))["a#2"] == "relax.negative"
+
+
+def test_a_rules_names_make_way_for_the_files(model, imported, operators):
+    nodes = [
+        N("Mod", ["x", "d"], ["t"], "m"),
+        N("Neg", ["t"], ["u"], "m/fmod"),
+        N("Neg", ["u"], ["m/1~"], "last"),
+        N("Abs", ["m/1~"], ["y"], "abs"),
+    ]
+    loaded = imported(model(nodes, {"x": (F, [3])}, ["y"], {"d": np.array([1, -2, 3], F)}))
+    found = dict(operators(loaded.module))
+    assert found["m/fmod"] == "relax.negative" and "m/fmod#2" in found and len(found) == len(operators(loaded.module))
+
+
 def test_inner_bindings_belong_to_their_layer(model, imported, operators):
     weights = {"w": np.ones((4, 3, 1, 1), F), "b": np.ones(4, F)}
     loaded = imported(model([N("Conv", ["x", "w", "b"], ["y"], "stem/Conv")], {"x": (F, [1, 3, 4, 4])}, ["y"], weights))

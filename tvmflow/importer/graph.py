@@ -11,6 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from tvmflow.errors import ModelError
+from tvmflow.importer.names import unique
 
 SMALL = 1024
 """Elements up to which a constant takes part in shape inference by value."""
@@ -49,7 +50,9 @@ class Graph:
         self.outputs = list(model.graph.output)
         self.types: dict[str, tuple[np.dtype, tuple[int, ...] | None]] = {}
         self._fresh = 0
+        self._tensors = {*self.constants, *(v.name for v in self.inputs), *(name for n in self.nodes for name in n.output)}
         self.sort()
+        self._names = {value.name for value in self.inputs}
         self.name_nodes()
         self.infer()
 
@@ -100,13 +103,27 @@ class Graph:
     def fresh(self, hint: str) -> str:
         """A tensor name that is not taken."""
         self._fresh += 1
-        return f"{hint}/{self._fresh}~"
+        name = unique(f"{hint}/{self._fresh}~", self._tensors)
+        self._tensors.add(name)
+        return name
 
     def add_const(self, hint: str, value: Any, dtype: Any = None) -> str:
         """Adds a constant and returns its name."""
         name = self.fresh(hint)
         self.constants[name] = np.asarray(value, dtype)
         return name
+
+    def claim(self, name: str) -> str:
+        """A name for a node that no other has and no input: ``name``, with ``#2`` and so on behind it if it is taken."""
+        self._names.add(found := unique(name, self._names))
+        return found
+
+    def replace(self, index: int, made: list[onnx.NodeProto]) -> None:
+        """Puts nodes in the place of one; those that don't carry its name on get names that are not taken."""
+        for node in made:
+            if node.name != self.nodes[index].name:
+                node.name = self.claim(node.name)
+        self.nodes[index : index + 1] = made
 
     def rename_reads(self, old: str, new: str) -> None:
         """Lets every reader of ``old`` among the nodes read ``new``."""
@@ -150,15 +167,12 @@ class Graph:
 
     def name_nodes(self) -> None:
         """Gives every node a name of its own: the file's, or that of its first output; a repeated one gets ``#2`` and so on."""
-        taken = {value.name for value in self.inputs}
+        seen = set(self._names)
+        self._names.update(map(label, self.nodes))
         for node in self.nodes:
-            base = name = label(node)
-            count = 1
-            while name in taken:
-                count += 1
-                name = f"{base}#{count}"
-            taken.add(name)
-            node.name = name
+            first = label(node) not in seen
+            seen.add(label(node))
+            node.name = label(node) if first else self.claim(label(node))
 
     def to_model(self, *, values_up_to: int | None = None) -> onnx.ModelProto:
         """The graph as a model. Constants with more than ``values_up_to`` elements become inputs, which keeps it light."""

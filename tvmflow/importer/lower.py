@@ -122,6 +122,21 @@ def cumprod(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, A
     return R.flip(bb.normalize(out), axis) if attrs.get("reverse") else out
 
 
+def bit_shift(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
+    """Shift by any amount: past the type's width no bit is left (processors take the amount modulo the width)."""
+    x, amount = inputs
+    right, dtype = attrs["direction"] == b"RIGHT", np.dtype(str(x.ty.dtype))
+    shift, bits = R.right_shift if right else R.left_shift, dtype.itemsize * 8
+    if isinstance(amount, GenericConst) and ((value(amount) >= 0) & (value(amount) < bits)).all():
+        return shift(x, amount)
+    signed = right and dtype.kind == "i"  # the sign fills what becomes free
+    low, width, instead = (relax.const(n, str(dtype)) for n in (0, bits, bits - 1 if signed else 0))
+    above, below = bb.normalize(R.greater_equal(amount, low)), bb.normalize(R.less(amount, width))
+    inside = bb.normalize(R.logical_and(above, below))
+    shifted = bb.normalize(shift(x, bb.normalize(R.where(inside, amount, instead))))
+    return shifted if signed else R.where(inside, shifted, low)
+
+
 def conv_integer(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
     """Exact int32 convolution of integers less their zero points, NCHW."""
     x, w = (widen(bb, t, operand(inputs, i + 2), per_row=i == 1) for i, t in enumerate(inputs[:2]))
@@ -229,6 +244,7 @@ def reshaped(bb: relax.BlockBuilder, x: relax.Expr, shape: Sequence[int]) -> rel
 
 
 LOWERED: Mapping[str, Lower] = {
+    "BitShift": bit_shift,
     "Conv": conv,
     "Gather": gather,
     "Gemm": gemm,

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Mapping
 
 from tvm import IRModule, relax
 from tvm.ir import Expr, GenericConst
+
+
+def unique(name: str, taken: Container[str]) -> str:
+    """``name``, or the first of ``name#2``, ``name#3``, ... that is not taken."""
+    found, count = name, 1
+    while found in taken:
+        count += 1
+        found = f"{name}#{count}"
+    return found
 
 
 def substitute(expr: Expr, leaf: Callable[[Expr], Expr]) -> Expr:
@@ -23,8 +33,8 @@ def substitute(expr: Expr, leaf: Callable[[Expr], Expr]) -> Expr:
 def rename(module: IRModule, names: Mapping[str, str], params: Mapping[str, str]) -> IRModule:
     """``main`` with the variables in ``names`` renamed to layer names, and parameters to input names.
 
-    Variables in between belong to the layer that they lead to: ``<layer>/1``, ``<layer>/2``. Bindings of a variable to a
-    variable disappear.
+    Variables in between belong to the layer that they lead to: ``<layer>/1``, ``<layer>/2``; where the file has a layer of that
+    name, ``<layer>/1#2``. Bindings of a variable to a variable disappear.
     """
     func = module["main"]
     known: dict[Expr, Expr] = {p: relax.Var(params.get(p.name, p.name), p.ty) for p in func.params}
@@ -35,13 +45,15 @@ def rename(module: IRModule, names: Mapping[str, str], params: Mapping[str, str]
     bindings = [binding for block in func.body.blocks for binding in block.bindings]
     plain = [b for b in bindings if not isinstance(b.value, relax.Var | GenericConst)]
     outputs = escaping(func.body.body, {b.var: b.value for b in bindings if isinstance(b.value, relax.Var)})
-    final = layer_names([b.var.name for b in plain], names)
+    taken = {str(p.name) for p in known.values()}
+    final = layer_names([b.var.name for b in plain], names, taken)
+    result = unique("outputs", {*taken, *final.values()})
     made = []
     for binding in bindings:
         if isinstance(binding.value, relax.Var | GenericConst):
             known[binding.var] = leaf(binding.value)
             continue
-        name = "outputs" if isinstance(binding.value, relax.Tuple) and binding.var in outputs else final[binding.var.name]
+        name = result if isinstance(binding.value, relax.Tuple) and binding.var in outputs else final[binding.var.name]
         kind = relax.Var if binding.var in outputs else relax.DataflowVar
         known[binding.var] = kind(name, binding.var.ty)
         made.append(relax.VarBinding(known[binding.var], substitute(binding.value, leaf)))
@@ -72,17 +84,17 @@ def escaping(body: Expr, aliases: Mapping[Expr, Expr]) -> set[Expr]:
     return found
 
 
-def layer_names(order: list[str], names: Mapping[str, str]) -> dict[str, str]:
-    """Final name of every variable of ``order``: its layer's, or ``<layer>/k`` for those that lead to it."""
-    final: dict[str, str] = {}
-    pending: list[str] = []
+def layer_names(order: list[str], names: Mapping[str, str], inputs: set[str]) -> dict[str, str]:
+    """Final name of every variable of ``order``: its layer's, or ``<layer>/k`` for those that lead to it.
+
+    No two of ``names`` and ``inputs`` are equal; what is made up here makes way for them.
+    """
+    layer = f"{next((names[var] for var in reversed(order) if var in names), 'main')}/after"
+    owner = {var: (layer := names.get(var, layer)) for var in reversed(order)}
+    final, taken, inner = dict(names), {*inputs, *names.values()}, Counter[str]()
     for var in order:
         if var not in names:
-            pending.append(var)
-            continue
-        final.update({inner: f"{names[var]}/{k}" for k, inner in enumerate(pending, 1)})
-        final[var] = names[var]
-        pending = []
-    last = names[next((var for var in reversed(order) if var in names), "")] if any(v in names for v in order) else "main"
-    final.update({inner: f"{last}/after{k}" for k, inner in enumerate(pending, 1)})
+            inner[owner[var]] += 1
+            final[var] = unique(f"{owner[var]}/{inner[owner[var]]}", taken)
+            taken.add(final[var])
     return final

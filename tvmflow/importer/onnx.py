@@ -135,7 +135,7 @@ def rewrite(graph: Graph, notes: dict[str, list[str]]) -> bool:
             continue
         if note:
             notes.setdefault(note, []).append(describe(node))
-        graph.nodes[index : index + 1] = made
+        graph.replace(index, made)
         index += len(made)
         changed = True
     return changed
@@ -210,7 +210,7 @@ def convert_node(
             if not isinstance(item, relax.Var | GenericConst):
                 item = bb.emit(item)
             if isinstance(item, relax.Var) and not item.name.startswith("input_"):
-                names.setdefault(item.name, node.name if len(items) == 1 or index == 0 else f"{node.name}:{index}")
+                names.setdefault(item.name, node.name if index == 0 else graph.claim(f"{node.name}:{index}"))
             check_static(item, node)
             results.append(item)
     except ModelError:

@@ -23,34 +23,6 @@ def signed_infinity(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] 
     ]
 
 
-@rule("BitShift")
-def wide_shift(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
-    """BitShift -> 0 where the amount is not within the type's width (TVM leaves that to the processor).
-
-    A constant amount within the width needs no guard.
-    """
-    dtype = graph.dtype(node.input[0])
-    if dtype is None or node.name.endswith("/shift"):
-        return None
-    bits = dtype.itemsize * 8
-    amount = graph.const(node.input[1])
-    if amount is not None and (amount >= 0).all() and (amount < bits).all():
-        return None
-    fills = dtype.kind == "i" and attributes(node)["direction"] == "RIGHT"  # with the sign
-    width, zero, low = (graph.add_const(node.name, value, dtype) for value in (bits, 0, 0))
-    instead = graph.add_const(node.name, bits - 1 if fills else 0, dtype)
-    below, above, inside, safe, shifted = (graph.fresh(node.name) for _ in range(5))
-    result = node.output[0] if fills else shifted
-    made = [
-        make("Less", [node.input[1], width], [below], f"{node.name}/below"),
-        make("GreaterOrEqual", [node.input[1], low], [above], f"{node.name}/above"),
-        make("And", [below, above], [inside], f"{node.name}/inside"),
-        make("Where", [inside, node.input[1], instead], [safe], f"{node.name}/amount"),
-        make("BitShift", [node.input[0], safe], [result], f"{node.name}/shift", direction=attributes(node)["direction"]),
-    ]
-    return made if fills else [*made, make("Where", [inside, shifted, zero], node.output, node.name)]
-
-
 @rule("EyeLike")
 def constant_eye(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | None:
     """EyeLike of a static shape -> the matrix."""
@@ -175,7 +147,6 @@ def scalar_depth(node: onnx.NodeProto, graph: Graph) -> list[onnx.NodeProto] | N
 
 ELEMENTWISE = (
     signed_infinity,
-    wide_shift,
     constant_eye,
     plain_cast,
     float_modulo,

@@ -10,7 +10,9 @@
 2. A dequantized constant becomes a float constant; quantizing it again with its scale gives the same codes.
 3. Weights with a zero point keep their codes where ``code - zero point`` fits int8; otherwise they are rounded again, one
    symmetric scale per channel, and their parameters say so (``observer`` is ``rounded``).
-4. Everything else stays as it is, in float32: pairs of 16 bits, one scale per channel of an activation, two pairs of different
+4. A tensor that is only pooled by maximum, reshaped or transposed before a pair has that pair's parameters, if none of its own
+   (PyTorch's x86 quantizer writes conv, relu, max_pool, pair): quantizing first gives the same codes.
+5. Everything else stays as it is, in float32: pairs of 16 bits, one scale per channel of an activation, two pairs of different
    parameters on one tensor (the first one counts), pairs that disagree.
 """
 
@@ -33,6 +35,8 @@ from tvmflow.quantize.realize.emit import same
 from tvmflow.quantize.realize.writer import Writer
 
 KEEPS_PARAMETERS = frozenset({*MOVEMENT, "max_pool2d"})
+COMMUTES = frozenset({"max_pool2d", "reshape", "flatten", "squeeze", "expand_dims", "permute_dims"})
+"""Operators for which ``quantize(op(x)) = op(quantize(x))``."""
 FROM_MODEL = "model"
 ROUNDED = "rounded"
 
@@ -117,7 +121,19 @@ def strip(model: Model) -> tuple[Model, Stripped]:
             if constant_read:
                 found.constants[name] = codes[constant_read]
     result = rebuild(model.module["main"].body.body, lambda var: new[var.name])
-    return model.then("strip", writer.finish(model.module, arguments, result)), found
+    stripped = model.then("strip", writer.finish(model.module, arguments, result))
+    found.params.update(_before_moves(view(stripped.module), found.params))
+    return stripped, found
+
+
+def _before_moves(graph: Graph, params: QParams) -> QParams:
+    """Parameters of tensors without their own that are read only by operators that commute with quantization."""
+    more: dict[str, QParam] = {}
+    for name in reversed(graph.exprs):
+        param, source = params.get(name, more.get(name)), next(read_by(graph.exprs[name]), "")
+        if param and op_of(graph.exprs[name]) in COMMUTES and graph.only_reader(source) and source not in params:
+            more[source] = param
+    return more
 
 
 def _constant(expr: relax.Expr) -> Codes | None:
