@@ -6,7 +6,7 @@ After:  lv = R.call_dps_packed('tvmflow.kernel {"op":"conv2d","x":"float32","res
 1. conv2d NHWC/OHWI with constant weights: a kernel without bias; the steps after it fold in one by one, while it has one user
 2. matmul with a constant right operand: the same kernel over ``1 x rows`` pixels
 3. matmul of two activations of equal batch dimensions: the MatMul kernel, a transposed right operand read in place
-4. softmax and layer_norm over the last axis, elementwise functions: kernels of their own
+4. max pool over NHWC, softmax and layer_norm over the last axis, elementwise functions: kernels of their own
 """
 
 from __future__ import annotations
@@ -101,6 +101,18 @@ def _clamp(walk: Walk, call: Any) -> Any:
     return fused.emit(walk, fused.spec, fused.bias, np.clip(fused.bounds, lo, hi).astype(np.float32), fused.residual)
 
 
+def _max_pool(_walk: Walk, call: Any) -> Any:
+    n, h, w, c = shape_of(call.args[0])
+    attrs = call.attrs
+    (kh, kw), (top, left, bottom, right) = (int(v) for v in attrs.pool_size), (int(v) for v in attrs.padding)
+    stride = (int(attrs.strides[0]), int(attrs.strides[1]))
+    spec = ks.Pool2d("max", n, h, w, c, kh, kw, stride, (top, left, bottom, right), "float32", "float32")
+    dilated = any(int(d) != 1 for d in attrs.dilation)
+    if attrs.layout != "NHWC" or dilated or spec.out_shape != shape_of(call):  # ceil_mode may add windows
+        return None
+    return kernel_call(spec, [call.args[0]])
+
+
 def _unary(_walk: Walk, call: Any) -> Any:
     fn = op_name(call).removeprefix("nn.")
     return kernel_call(ks.Unary(fn, shape_of(call)), [call.args[0]])
@@ -130,7 +142,7 @@ def _layer_norm(walk: Walk, call: Any) -> Any:
 _RULES = {
     **dict.fromkeys(("exp", "sigmoid", "tanh", "erf", "nn.gelu", "nn.silu"), _unary),
     "nn.softmax": _softmax, "nn.layer_norm": _layer_norm,
-    "nn.conv2d": _conv2d, "matmul": _matmul, "add": _add, "nn.relu": _clamp, "clip": _clamp,
+    "nn.max_pool2d": _max_pool, "nn.conv2d": _conv2d, "matmul": _matmul, "add": _add, "nn.relu": _clamp, "clip": _clamp,
 }  # fmt: skip
 
 
