@@ -40,7 +40,7 @@ def tensors(spec: ks.Kernel, seed: int = 0) -> list[np.ndarray]:
     """Arguments that exercise the whole range of every type, ``quant`` values included."""
     rng = np.random.default_rng(seed)
     make = {
-        ks.Conv2d: _conv2d, ks.MatMul: _matmul, ks.Binary: _binary, ks.Pool2d: _pool2d,
+        ks.Conv2d: _conv2d, ks.MatMul: _matmul, ks.Attention: _attention, ks.Binary: _binary, ks.Pool2d: _pool2d,
         ks.Lookup: _lookup, ks.Quantize: _quantize, ks.Dequantize: _dequantize,
     }  # fmt: skip
     return make[type(spec)](spec, rng)
@@ -85,6 +85,8 @@ def argument_names(spec: ks.Kernel) -> tuple[str, ...]:
         return ("a", "b", "quant")
     if isinstance(spec, ks.Pool2d) and spec.fn == "max":
         return ("x",)
+    if isinstance(spec, ks.Attention):
+        return spec.ARGS[: 6 if spec.mask else 5]
     return spec.ARGS
 
 
@@ -153,6 +155,20 @@ def _matmul(spec: ks.MatMul, rng: np.random.Generator) -> list[np.ndarray]:
     stored = spec.y if spec.y != "float32" else spec.x
     quant = [_zero(rng, spec.x), _zero(rng, spec.x), _zero(rng, stored), *_clamp(rng, stored)]
     return [a, b, _multiplier(rng, 1, 70 * spec.k), np.array(quant, np.int32)]
+
+
+def _attention(spec: ks.Attention, rng: np.random.Generator) -> list[np.ndarray]:
+    """Scores that differ by a few powers of 2, probabilities up to what a byte holds or beyond, a mask that hides some."""
+    shapes = [(spec.batch, rows, spec.heads, depth) for rows, depth in ((spec.m, spec.d), (spec.n, spec.d), (spec.n, spec.dv))]
+    multiplier = [rng.uniform(20, 500) / (70 * np.sqrt(spec.d)), rng.choice([255.0, 400.0]), _multiplier(rng, 1, 70 * spec.n)[0]]
+    lowest = _bounds(spec.x)[0]
+    zeros = [_zero(rng, spec.x), int(rng.choice([lowest, _zero(rng, spec.x)])), _zero(rng, spec.x), _zero(rng, spec.y)]
+    args = [_bytes(rng, s, spec.x) for s in shapes]
+    args += [np.array(multiplier, np.float32), np.array([*zeros, *_clamp(rng, spec.y)], np.int32)]
+    if spec.mask:
+        hidden = np.where(rng.uniform(size=spec.mask_shape) < 0.3, -np.inf, rng.standard_normal(spec.mask_shape))
+        args.append(hidden.astype(np.float32))
+    return args
 
 
 def _binary(spec: ks.Binary, rng: np.random.Generator) -> list[np.ndarray]:

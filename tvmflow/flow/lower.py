@@ -92,6 +92,7 @@ def lower(
     from tvmflow.importer import import_model
     from tvmflow.optimize import optimize
     from tvmflow.quantize.realize import realize
+    from tvmflow.schedule.fuse_attention import fuse_attention
     from tvmflow.schedule.lower_float import lower_float
 
     with trace.stage("import"):
@@ -109,6 +110,11 @@ def lower(
         with trace.stage("realize"):
             model, coverage = realize(floating, quantization.plan, quantization.params, target.int8.storage)
         trace.show("realize", model.module)
+        if target.cuda is None:
+            with trace.stage("fuse attention"):
+                model, absorbed = fuse_attention(model)
+            coverage = coverage.with_integer(absorbed)
+            trace.show("fuse_attention", model.module)
     with trace.stage("lower float"):
         model = lower_float(model)
     trace.show("lower_float", model.module)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tvmflow.kernels import spec as ks
+from tvmflow.kernels.exp2 import MASK_STEPS, SCORE_LIMIT, exp2_below
 
 Array = NDArray[Any]
 
@@ -110,6 +111,26 @@ def _matmul(spec: ks.MatMul, args: Sequence[Array]) -> Array:
     return requantize(acc, multiplier, y_zero, lo, hi, spec.y)
 
 
+def _attention(spec: ks.Attention, args: Sequence[Array]) -> Array:
+    q, k, v, multiplier, quant, *mask = args
+    q_zero, p_zero, v_zero, y_zero, lo, hi = (int(value) for value in quant)
+    info = np.iinfo(spec.x)
+    centred = k.astype(np.float64) - (info.min + 128)  # the signed code
+    acc = np.einsum("bmhd,bnhd->bhmn", q.astype(np.float64) - q_zero, centred, optimize=True).astype(np.float32)
+    scores = _score_steps(acc * multiplier[0])
+    if mask:
+        scores = scores + _score_steps(mask[0] * np.float32(MASK_STEPS))[:, None]
+    powers = exp2_below(scores.max(axis=-1, keepdims=True) - scores)
+    scale = multiplier[1] / powers.sum(axis=-1, keepdims=True, dtype=np.int32).astype(np.float32)
+    steps = np.rint(np.minimum(powers.astype(np.float32) * scale, np.float32(info.max - p_zero)))
+    acc = np.einsum("bhmn,bnhd->bmhd", steps.astype(np.float64), v.astype(np.float64) - v_zero, optimize=True)
+    return requantize(acc.astype(np.int32), multiplier[2], y_zero, lo, hi, spec.y)
+
+
+def _score_steps(value: Array) -> Array:
+    return np.rint(np.clip(value, np.float32(-SCORE_LIMIT), np.float32(SCORE_LIMIT))).astype(np.int32)
+
+
 def _pool2d(spec: ks.Pool2d, args: Sequence[Array]) -> Array:
     x = args[0]
     if spec.fn == "max":
@@ -178,6 +199,7 @@ def _layer_norm(_spec: ks.LayerNorm, args: Sequence[Array]) -> Array:
 _ORACLES: dict[type, Callable[[Any, Sequence[Array]], Array]] = {
     ks.Conv2d: _conv2d,
     ks.MatMul: _matmul,
+    ks.Attention: _attention,
     ks.Binary: _binary,
     ks.Pool2d: _pool2d,
     ks.Lookup: _lookup,

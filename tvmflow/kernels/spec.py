@@ -123,6 +123,43 @@ class MatMul(Spec, frozen=True, tag="matmul"):
         return self.x != "float32"
 
 
+class Attention(Spec, frozen=True, tag="attention"):
+    """Softmax attention of all heads, in integers throughout: ``q [batch, m, heads, d]``, ``k [batch, n, heads, d]``,
+    ``v [batch, n, heads, dv]`` in, ``[batch, m, heads, dv]`` out, as dense layers write and read them.
+
+    Arguments ``q, k, v, multiplier [3], quant[, mask]``: ``quant = [q_zero, p_zero, v_zero, y_zero, lo, hi]``, where p are the
+    probabilities. ``multiplier`` takes products of queries and keys to steps of a score (kernels/exp2.py), is ``1 / scale`` of
+    the probabilities, and takes weighted values to the output's scale. ``mask`` float32 ``mask_shape`` is added to the scores
+    before the softmax. The zero point of k adds the same to all scores of a query, which no softmax notices: there is none.
+    """
+
+    batch: int
+    heads: int
+    m: int
+    n: int
+    d: int
+    dv: int
+    mask: tuple[int, int] | None = None
+    """Batches and queries of the mask, each 1 or as many as there are."""
+    x: str = "uint8"
+    y: str = "uint8"
+
+    ARGS = ("q", "k", "v", "multiplier", "quant", "mask")
+
+    @property
+    def mask_shape(self) -> tuple[int, int, int]:
+        """Shape of the mask of a kernel that has one."""
+        return (*(self.mask or (0, 0)), self.n)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.m, self.heads, self.dv)
+
+    @property
+    def ops(self) -> int:
+        return 2 * self.batch * self.heads * self.m * self.n * (self.d + self.dv)
+
+
 class Binary(Spec, frozen=True, tag="binary"):
     """Elementwise ``add`` or ``mul`` of two quantized tensors with numpy broadcasting of equal ranks.
 
@@ -308,7 +345,7 @@ class LayerNorm(Spec, frozen=True, tag="layer_norm"):
         return False
 
 
-Kernel: TypeAlias = Conv2d | MatMul | Binary | Pool2d | Lookup | Quantize | Dequantize | Unary | Softmax | LayerNorm
+Kernel: TypeAlias = Conv2d | MatMul | Attention | Binary | Pool2d | Lookup | Quantize | Dequantize | Unary | Softmax | LayerNorm
 
 _DECODER = msgspec.json.Decoder(Kernel)
 

@@ -14,6 +14,7 @@ from tvm import tirx
 from tvmflow.errors import InternalError
 from tvmflow.kernels import spec as ks
 from tvmflow.schedule import (
+    attention,
     conv2d,
     cuda_conv2d,
     cuda_depthwise,
@@ -35,6 +36,7 @@ Tile: TypeAlias = (
     conv2d.ConvTile
     | depthwise.DepthwiseTile
     | matmul.MatMulTile
+    | attention.AttentionTile
     | elementwise.FlatTile
     | pool.PoolTile
     | cuda_gemm.GemmTile
@@ -183,6 +185,14 @@ TEMPLATES: tuple[Template, ...] = (
         space=lambda spec, target: matmul.space(spec, dots(spec, target), _registers(target)),
         estimate=lambda spec, tile, target: matmul.estimate(spec, tile),
         emit=matmul.emit,
+        pack=_as_is,
+    ),
+    _tiled(
+        "attention",
+        fits=lambda spec, target: isinstance(spec, ks.Attention),
+        space=lambda spec, target: attention.space(spec, dots(spec, target), _registers(target)),
+        estimate=lambda spec, tile, target: attention.estimate(spec, tile),
+        emit=attention.emit,
         pack=_as_is,
     ),
     _flat_template("binary", ks.Binary, elementwise.emit_binary),

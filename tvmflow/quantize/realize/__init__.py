@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from tvm import relax
@@ -39,6 +39,13 @@ class Coverage:
     float: int
     boundaries: int
     float_list: tuple[FloatLayer, ...]
+
+    def with_integer(self, layers: Collection[str]) -> Coverage:
+        """This coverage after float ``layers`` became part of the integer kernels before and behind them."""
+        left = tuple(f for f in self.float_list if f.name not in layers)
+        joined = [f for f in self.float_list if f.name in layers]
+        crossings = 2 * sum(f.op == "softmax" for f in joined)
+        return Coverage(self.integer + len(joined), self.float - len(joined), self.boundaries - crossings, left)
 
 
 _REALIZERS: dict[str, Callable[[Emitter, Group], object]] = {

@@ -1,0 +1,318 @@
+"""Attention of quantized heads on CPUs, one head at a time: scores, softmax and weighted values never leave the first cache.
+
+Keys and values are packed once a head, ``[columns / lanes, depth / group, lanes, group]``, straight from the ``[rows, heads, d]``
+tensors that dense layers write, so nothing is transposed. Then, for ``mr`` queries at a time: products with all keys, the integer
+softmax of kernels/reference.py, products of the probabilities with all values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+
+import msgspec
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmflow.kernels.exp2 import FRACTION_BITS, LAST_SHIFT, MASK_STEPS, SCORE_LIMIT, TERMS
+from tvmflow.kernels.spec import Attention
+from tvmflow.schedule import tir
+from tvmflow.schedule.intrinsics import BY_NAME, Dot
+
+Expr = Any
+NOWHERE = -(1 << 28)
+"""Added to the scores of columns that only fill a vector: their weight is 0."""
+
+
+class AttentionTile(msgspec.Struct, frozen=True, tag="attention"):
+    """``mr`` queries by ``nr`` vectors of keys stay in registers."""
+
+    dot: str
+    mr: int
+    nr: int
+    threads: bool = True
+
+
+def space(spec: Attention, names: tuple[str, ...], registers: int) -> Iterator[AttentionTile]:
+    dot = BY_NAME[names[0]]
+    for nr in range(1, min(ceil(spec.n / dot.lanes), 4) + 1):
+        for mr in range(1, min(spec.m, 16) + 1):
+            if (mr * nr + nr) * dot.regs_per_acc + dot.temporaries <= registers:
+                yield AttentionTile(dot.name, mr, nr)
+
+
+def estimate(spec: Attention, tile: AttentionTile) -> float:
+    """Cycles of the products with the keys and of the softmax; the rest costs nearly the same for every tile."""
+    dot = BY_NAME[tile.dot]
+    step = max(tile.mr * tile.nr * dot.regs_per_acc / 2, (tile.mr + tile.nr * dot.regs_per_acc) / 2, 5.0)
+    vectors = ceil(spec.n / dot.lanes)
+    scores = ceil(vectors / tile.nr) * (spec.d / dot.group * step + 5.0 * tile.mr * tile.nr + 16)
+    softmax = tile.mr * (10.0 * vectors + 30)
+    values = ceil(spec.dv / dot.lanes) * spec.n / dot.group * max(tile.mr / 2, 2.5)
+    return spec.batch * spec.heads * ceil(spec.m / tile.mr) * (scores + softmax + values)
+
+
+def emit(spec: Attention, tile: AttentionTile, name: str) -> tirx.PrimFunc:
+    """``q, k, v, multiplier, quant[, mask], y``."""
+    params: list[tuple[str, tuple[int, ...], str]] = [
+        ("q", (spec.batch, spec.m, spec.heads, spec.d), spec.x),
+        ("k", (spec.batch, spec.n, spec.heads, spec.d), spec.x),
+        ("v", (spec.batch, spec.n, spec.heads, spec.dv), spec.x),
+        ("multiplier", (3,), "float32"),
+        ("quant", (6,), "int32"),
+    ]
+    if spec.mask:
+        params.append(("mask", spec.mask_shape, "float32"))
+    params.append(("y", spec.out_shape, spec.y))
+    return tir.prim_func(name, params, lambda *buffers: _Heads(spec, tile).emit(*buffers), {})
+
+
+class _Heads:
+    """Emits the kernel; its attributes are what the pieces share."""
+
+    def __init__(self, spec: Attention, tile: AttentionTile) -> None:
+        self.spec, self.tile, self.dot = spec, tile, BY_NAME[tile.dot]
+        self.value_dot = narrowest_above(self.dot, spec.dv)
+        self.columns = ceil(spec.n / self.dot.lanes) * self.dot.lanes
+        """Keys, filled up to whole vectors."""
+        self.shift = 128 if spec.x == "uint8" else 0
+
+    def emit(self, q: Any, k: Any, v: Any, multiplier: Any, quant: Any, *rest: Any) -> None:
+        spec, tile = self.spec, self.tile
+        self.y, self.multiplier, self.quant = rest[-1], multiplier, quant
+        self._convert_mask(rest[0] if spec.mask else None)
+        with tir.parallel_if(tile.threads, spec.batch * spec.heads) as t:
+            batch, head = T.Bind(t // spec.heads), T.Bind(t % spec.heads)
+            queries = self._copy_queries(q, batch, head)
+            keys = _Panels(self, self.dot, spec.d, self.columns)
+            keys.pack_rows(k, batch, head, -quant[0])
+            values = _Panels(self, self.value_dot, self.columns, spec.dv)
+            values.pack_columns(v, batch, head, -quant[1])
+            scores = T.alloc_buffer((tile.mr * self.columns,), "int32", scope="global")
+            weights = T.alloc_buffer((tile.mr * self.columns,), self.value_dot.a_dtype, scope="global")
+            sums = T.alloc_buffer((tile.mr,), "int32", scope="global")
+            with T.serial(0, ceil(spec.m / tile.mr)) as block:
+                start = block * tile.mr
+                m0 = T.Bind(tirx.min(start, spec.m - tile.mr) if spec.m % tile.mr else start)
+                self._scores(queries, keys, scores, m0, batch)
+                with T.serial(0, tile.mr) as row:
+                    self._softmax(scores, weights, sums, row)
+                self._weighted_values(weights, values, sums, m0, batch, head)
+
+    def _convert_mask(self, mask: Any) -> None:
+        """The mask in steps of a score, with columns that fill up the last vector out of reach. 0 without a mask."""
+        spec, lanes = self.spec, self.dot.lanes
+        rows = spec.mask[0] * spec.mask[1] if spec.mask else 1
+        self.mask = T.alloc_buffer((rows * self.columns,), "int32", scope="global")
+        with T.serial(0, rows) as row:
+            for start in range(spec.n // lanes * lanes, self.columns, lanes):
+                T.buffer_store(
+                    self.mask, tir.splat(tir.const(NOWHERE, "int32"), lanes), [tir.at(row * self.columns + start, lanes)]
+                )
+
+            def convert(o: Expr, n: int) -> None:
+                value = tir.splat(tir.const(0, "int32"), n)
+                if mask is not None:
+                    factor = tir.splat(tir.const(MASK_STEPS, "float32"), n)
+                    value = _rounded(mask[tir.at(row * spec.n + o, n)] * factor, n) - tir.splat(
+                        tir.const(tir.Requantizer.MAGIC_BITS, "int32"), n
+                    )
+                T.buffer_store(self.mask, value, [tir.at(row * self.columns + o, n)])
+
+            tir.for_each_run(spec.n, lanes, convert)
+
+    def _copy_queries(self, q: Any, batch: Expr, head: Expr) -> Any:
+        """The head's rows, one after the other, in the type that the dot product wants."""
+        spec, dtype = self.spec, self.dot.a_dtype
+        queries = T.alloc_buffer((spec.m * spec.d,), dtype, scope="global")
+        with T.serial(0, spec.m) as row:
+
+            def copy(o: Expr, n: int) -> None:
+                source = ((batch * spec.m + row) * spec.heads + head) * spec.d + o
+                T.buffer_store(queries, q[tir.at(source, n)].astype(tir.lanes_of(dtype, n)), [tir.at(row * spec.d + o, n)])
+
+            tir.for_each_run(spec.d, 64, copy)
+        return queries
+
+    def _scores(self, queries: Any, keys: _Panels, scores: Any, m0: Expr, batch: Expr) -> None:
+        """Scores in steps of ``2**-FRACTION_BITS`` in the exponent of 2, mask included, up to a constant."""
+        spec, tile, lanes = self.spec, self.tile, self.dot.lanes
+        by = T.Bind(tir.splat(self.multiplier[0], lanes))
+
+        def store(row: int, vector: Expr, acc: Expr) -> None:
+            # the bits of the magic number are left in: a constant in a row is as good as none
+            steps = _rounded(acc.astype(tir.lanes_of("float32", lanes)) * by, lanes)
+            line = 0
+            if spec.mask:
+                line = (batch if spec.mask[0] > 1 else 0) * spec.mask[1] + (m0 + row if spec.mask[1] > 1 else 0)
+            mask = self.mask[tir.at(line * self.columns + vector * lanes, lanes)]
+            T.buffer_store(scores, steps + mask, [tir.at(row * self.columns + vector * lanes, lanes)])
+
+        keys.product(queries, m0 * spec.d, tile.mr, tile.nr, store)
+
+    def _softmax(self, scores: Any, weights: Any, sums: Any, row: Expr) -> None:
+        """Probabilities of one row, as kernels/reference.py defines them, and the sum of their steps."""
+        lanes, vectors = self.dot.lanes, self.columns // self.dot.lanes
+        base = T.Bind(row * self.columns)
+
+        def whole(value: int) -> Expr:
+            return tir.splat(tir.const(value, "int32"), lanes)
+
+        def fold(body: Any, combine: Any, start: int) -> Any:
+            """``combine`` of ``body(offset)`` over the row's vectors, in a vector register."""
+            cell, everything = tir.register(lanes, "int32"), tir.at(0, lanes)
+            T.buffer_store(cell, whole(start), [everything])
+            with T.serial(0, vectors) as i:
+                T.buffer_store(cell, combine(cell[everything], body(T.Bind(base + i * lanes))), [everything])
+            return cell[everything]
+
+        top = fold(lambda o: scores[tir.at(o, lanes)], tirx.max, -(2**31))
+        top = T.Bind(tir.splat(_across("smax", top), lanes))
+
+        def power(o: Expr) -> Expr:
+            below = T.Bind(tirx.min(top - scores[tir.at(o, lanes)], whole(LAST_SHIFT << FRACTION_BITS)))
+            fraction = T.Bind(below & whole((1 << FRACTION_BITS) - 1))
+            value = whole(TERMS[0])
+            for term in TERMS[1:]:
+                value = whole(term) - ((fraction * value) >> whole(FRACTION_BITS))
+            value = T.Bind(value >> (below >> whole(FRACTION_BITS)))
+            T.buffer_store(scores, value, [tir.at(o, lanes)])
+            return value
+
+        total = fold(power, _plus, 0)
+        scale = T.Bind(tir.splat(self.multiplier[1] / _across("add", total).astype("float32"), lanes))
+        zero = T.Bind(self.quant[1])
+        highest = T.Bind(tir.splat((tir.const(int(np.iinfo(self.spec.x).max), "int32") - zero).astype("float32"), lanes))
+        magic = tir.splat(tir.const(tir.Requantizer.MAGIC, "float32"), lanes)
+
+        def probability(o: Expr) -> Expr:
+            steps = tirx.min(scores[tir.at(o, lanes)].astype(tir.lanes_of("float32", lanes)) * scale, highest) + magic
+            value = T.Bind(tirx.reinterpret(tir.lanes_of("int32", lanes), steps) - whole(tir.Requantizer.MAGIC_BITS))
+            stored = (value + tir.splat(zero, lanes)).astype(tir.lanes_of(self.spec.x, lanes))
+            T.buffer_store(weights, stored.astype(tir.lanes_of(self.value_dot.a_dtype, lanes)), [tir.at(o, lanes)])
+            return value
+
+        total = fold(probability, _plus, 0)
+        T.buffer_store(sums, _across("add", total) * (tir.const(self.shift, "int32") - self.quant[2]), [row])
+
+    def _weighted_values(self, weights: Any, values: _Panels, sums: Any, m0: Expr, batch: Expr, head: Expr) -> None:
+        spec, tile, dot, quant = self.spec, self.tile, self.value_dot, self.quant
+        requantize = tir.Requantizer(quant[3], quant[4], quant[5], dot.lanes, spec.y)
+        by = T.Bind(tir.splat(self.multiplier[2], dot.lanes))
+
+        def store(row: int, vector: Expr, acc: Expr) -> None:
+            column = values.first_column(vector)
+            index = ((batch * spec.m + m0 + row) * spec.heads + head) * spec.dv + column
+            value = requantize(acc + tir.splat(sums[row], dot.lanes), by)
+            T.buffer_store(self.y, value, [tir.at(index, dot.lanes)])
+
+        values.product(weights, tir.const(0, "int32"), tile.mr, min(values.vectors, tile.nr), store)
+
+
+class _Panels:
+    """A packed right operand ``[vectors, depth / group, lanes, group]`` with what each column's accumulator starts from."""
+
+    def __init__(self, heads: _Heads, dot: Dot, depth: int, columns: int) -> None:
+        self.spec, self.shift, self.dot, self.depth, self.columns = heads.spec, heads.shift, dot, depth, columns
+        self.vectors, self.steps = ceil(columns / dot.lanes), depth // dot.group
+        self.packed = T.alloc_buffer((self.vectors * depth * dot.lanes,), dot.b_dtype, scope="global")
+        self.starts = T.alloc_buffer((self.vectors * dot.lanes,), dot.acc_dtype, scope="global")
+
+    def first_column(self, vector: Expr) -> Expr:
+        """The last vector is moved back inside where it would stick out."""
+        lanes = self.dot.lanes
+        return tirx.min(vector * lanes, self.columns - lanes) if self.columns % lanes else vector * lanes
+
+    def pack_rows(self, k: Any, batch: Expr, head: Expr, factor: Expr) -> None:
+        """Columns are the rows of ``k``; columns beyond the last key repeat it."""
+        spec, dot = self.spec, self.dot
+        with T.serial(0, self.vectors) as vector:
+            with T.serial(0, dot.lanes) as lane:
+                row = tirx.min(vector * dot.lanes + lane, spec.n - 1) if spec.n % dot.lanes else vector * dot.lanes + lane
+                source = T.Bind(((batch * spec.n + row) * spec.heads + head) * spec.d)
+                with T.serial(0, self.steps) as step:
+                    to = ((vector * self.steps + step) * dot.lanes + lane) * dot.group
+                    T.buffer_store(self.packed, self._signed(k, source + step * dot.group, dot.group), [tir.at(to, dot.group)])
+            self._sum(vector, factor)
+
+    def pack_columns(self, v: Any, batch: Expr, head: Expr, factor: Expr) -> None:
+        """Rows of ``v`` stand below each other; rows beyond the last one repeat it: their weight is zero."""
+        spec, dot = self.spec, self.dot
+        with T.serial(0, self.vectors) as vector:
+            column = T.Bind(head * spec.dv + self.first_column(vector))
+            with T.serial(0, self.steps) as step:
+                rows = [step * dot.group + g for g in range(dot.group)]
+                if spec.n % dot.lanes:
+                    rows = [tirx.min(row, spec.n - 1) for row in rows]
+                lines = [
+                    T.Bind(self._signed(v, (batch * spec.n + row) * (spec.heads * spec.dv) + column, dot.lanes)) for row in rows
+                ]
+                interleaved = [g * dot.lanes + lane for lane in range(dot.lanes) for g in range(dot.group)]
+                value = lines[0] if dot.group == 1 else tirx.Shuffle(lines, interleaved)
+                size = dot.lanes * dot.group
+                T.buffer_store(self.packed, value, [tir.at((vector * self.steps + step) * size, size)])
+            self._sum(vector, factor)
+
+    def _signed(self, x: Any, start: Expr, lanes: int) -> Expr:
+        value = x[tir.at(start, lanes)]
+        if not self.shift:
+            return value
+        # q + 128 as a byte with its highest bit flipped is q
+        return tirx.reinterpret(tir.lanes_of("int8", lanes), value ^ tir.splat(tir.const(128, "uint8"), lanes))
+
+    def _sum(self, vector: Expr, factor: Expr) -> None:
+        """What accumulators start from: ``factor`` times the sum of their column."""
+        dot, everything = self.dot, tir.at(0, self.dot.lanes)
+        total = tir.register(dot.lanes, dot.acc_dtype)
+        T.buffer_store(total, tir.splat(tir.const(0, dot.acc_dtype), dot.lanes), [everything])
+        ones = tir.splat(tir.const(1, dot.a_dtype), dot.group)
+        size = dot.lanes * dot.group
+        with T.serial(0, self.steps) as step:
+            column = self.packed[tir.at((vector * self.steps + step) * size, size)]
+            T.buffer_store(total, dot.broadcast(total[everything], ones, column), [everything])
+        T.buffer_store(self.starts, total[everything] * tir.splat(factor, dot.lanes), [tir.at(vector * dot.lanes, dot.lanes)])
+
+    def product(self, a: Any, first: Expr, mr: int, nr: int, store: Any) -> None:
+        """``store(row, vector, accumulators)`` for ``mr`` rows of ``a`` from element ``first`` on and every vector of columns."""
+        dot, everything, size = self.dot, tir.at(0, self.dot.lanes), self.dot.lanes * self.dot.group
+        with T.serial(0, ceil(self.vectors / nr)) as block:
+            v0 = T.Bind(tirx.min(block * nr, self.vectors - nr) if self.vectors % nr else block * nr)
+            starts = [T.Bind(self.starts[tir.at((v0 + i) * dot.lanes, dot.lanes)]) for i in range(nr)]
+            acc = [[tir.register(dot.lanes, dot.acc_dtype) for _ in range(nr)] for _ in range(mr)]
+            for row in acc:
+                for cell, start in zip(row, starts, strict=True):
+                    T.buffer_store(cell, start, [everything])
+            with T.serial(0, self.steps) as step:
+                panels = [T.Bind(self.packed[tir.at(((v0 + i) * self.steps + step) * size, size)]) for i in range(nr)]
+                for r in range(mr):
+                    word = a[tir.at(first + r * self.depth + step * dot.group, dot.group)]
+                    for i in range(nr):
+                        T.buffer_store(acc[r][i], dot.broadcast(acc[r][i][everything], word, panels[i]), [everything])
+            for i in range(nr):
+                for r in range(mr):
+                    store(r, v0 + i, acc[r][i][everything])
+
+
+def narrowest_above(dot: Dot, columns: int) -> Dot:
+    """``dot``, or a narrower row of its family where it has more lanes than there are columns."""
+    while dot.narrower and dot.lanes > columns:
+        dot = BY_NAME[dot.narrower]
+    return dot
+
+
+def _rounded(value: Expr, lanes: int) -> Expr:
+    """``rint`` of a score, plus the bits of the magic number of tir.Requantizer."""
+    limit, magic = (tir.splat(tir.const(v, "float32"), lanes) for v in (float(SCORE_LIMIT), tir.Requantizer.MAGIC))
+    return tirx.reinterpret(tir.lanes_of("int32", lanes), tir.clip(value, -limit, limit) + magic)
+
+
+def _across(how: str, vector: Expr) -> Expr:
+    """Sum or maximum of the lanes."""
+    name = f"llvm.vector.reduce.{how}"
+    return T.call_llvm_pure_intrin("int32", T.llvm_lookup_intrinsic_id(name), vector)
+
+
+def _plus(a: Expr, b: Expr) -> Expr:
+    return a + b
