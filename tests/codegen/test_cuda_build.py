@@ -13,14 +13,13 @@ from tvm import relax
 
 from tests.codegen.cuda_emulator import Emulated
 from tvmflow.build import cuda
-from tvmflow.build.compile import lowering
+from tvmflow.build.compile import lower
 from tvmflow.errors import EnvironmentProblem, MissingTool
 from tvmflow.kernels import spec as ks
 from tvmflow.kernels.call import kernel_call
 from tvmflow.kernels.interpret import interpret
 from tvmflow.model import Model
 from tvmflow.schedule.apply import schedule
-from tvmflow.schedule.cuda_generic import with_identifiers
 from tvmflow.target import get_target
 
 DATA = Path(__file__).parent.parent / "data"
@@ -70,12 +69,12 @@ def test_a_whole_program_equals_the_interpreter() -> None:
     (expected,), _ = interpret(module, [sample])
     scheduled, kernels = schedule(Model(module, (), (), "network"), target)
     assert [k.template for k in kernels] == ["cuda_quantize", "cuda_conv2d", "cuda_depthwise", "cuda_pool2d"]
-    device, generic = target.device(), []
+    device = target.device()
     tvm.register_global_func("__tvm_set_device", lambda *_: None, override=True)
     with device, tvm.transform.PassContext(opt_level=3, config={**cuda.PASS_CONFIG, "tirx.disable_assert": True}):
-        lowered = tvm.transform.Sequential(lowering(target, generic))(with_identifiers(scheduled.module))
+        lowered, calls, _ = lower(scheduled.module, target)
         executable = relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
-    assert len(generic) == 1
+    assert len(calls) == len(kernels) + 1
     (code,) = cuda.cuda_modules(executable.mod)
     emulated = Emulated(code.inspect_source())
     for host in executable.mod.imports:

@@ -1,15 +1,17 @@
-"""From a scheduled Relax module to a Relax VM executable: the literal list of lowering passes, then code generation."""
+"""From a scheduled Relax module to a Relax VM executable: the literal lists of lowering passes, then code generation."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
 from tvm import relax
 
 from tvmflow.build import cuda
+from tvmflow.build.calls import Call, bindings, kernel_calls, workspace
+from tvmflow.build.manifest import Workspace
 from tvmflow.schedule.cuda_generic import with_identifiers
 from tvmflow.schedule.generic import schedule_generic
 from tvmflow.target import Target
@@ -17,45 +19,56 @@ from tvmflow.target import Target
 
 @dataclass(frozen=True)
 class Built:
-    """A Relax VM executable, and the functions in it that no template emitted."""
+    """A Relax VM executable, and what it consists of."""
 
     executable: Any
-    generic: tuple[str, ...]
+    calls: tuple[Call, ...]
+    """Kernel calls in execution order."""
+    workspace: Workspace
 
 
-def lowering(target: Target, generic: list[str]) -> list[Any]:
-    """The passes from Relax with scheduled kernels to what the VM's code generator takes, in order.
-
-    Names of functions that no template emitted are appended to ``generic``.
-    """
-
-    @tvm.transform.module_pass(opt_level=0, name="ScheduleGeneric")
-    def schedule_rest(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
-        module, names = schedule_generic(module, target)
-        generic.extend(names)
-        return module
-
-    return [
-        # float islands and data movement become loops, neighbours fuse, and each loop nest is scheduled
-        relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),  # a reshape is a view, not a copy
-        relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FoldConstant(),
-        relax.transform.FuseOps(),
-        relax.transform.FuseTIR(),
-        relax.transform.DeadCodeElimination(["main"]),
-        schedule_rest,
-        # tensors become views of planned storage, calls become VM instructions
-        relax.transform.ToNonDataflow(),
-        relax.transform.RemovePurityChecking(),
-        relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
-        relax.transform.LowerAllocTensor(),
-        relax.transform.KillAfterLastUse(),
-        relax.transform.LowerRuntimeBuiltin(),
-        relax.transform.ComputePrimValue(),
-        relax.transform.VMShapeLower(),
-        relax.transform.AttachGlobalSymbol(),
-    ]
+def lower(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, tuple[Call, ...], Workspace]:
+    """From Relax with scheduled kernels to what the VM's code generator takes, with the calls and memory of the program."""
+    named = with_identifiers(module) if target.cuda else module
+    # float islands and data movement become loops, neighbours fuse, and each loop nest is scheduled
+    loops = tvm.transform.Sequential(
+        [
+            relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),  # a reshape is a view, not a copy
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FoldConstant(),
+            relax.transform.DeadCodeElimination(["main"]),
+        ]
+    )(named)
+    grouped = relax.transform.FuseOps()(loops)
+    layers = {
+        str(new.var.name): str(old.var.name) for new, old in zip(bindings(named["main"]), bindings(module["main"]), strict=True)
+    }
+    calls = tuple(
+        replace(call, layers=tuple(layers.get(name, name) for name in call.layers))
+        for call in kernel_calls(loops["main"], grouped)
+    )
+    fused = tvm.transform.Sequential([relax.transform.FuseTIR(), relax.transform.DeadCodeElimination(["main"])])(grouped)
+    scheduled, _ = schedule_generic(fused, target)
+    # tensors become views of planned storage, calls become VM instructions
+    planned = tvm.transform.Sequential(
+        [
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+        ]
+    )(scheduled)
+    finished = tvm.transform.Sequential(
+        [
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )(planned)
+    return finished, calls, workspace(planned["main"])
 
 
 def compile_module(module: tvm.IRModule, target: Target) -> Built:
@@ -64,13 +77,11 @@ def compile_module(module: tvm.IRModule, target: Target) -> Built:
     Raises MissingTool when the target needs a CUDA compiler and there is none.
     """
     device = target.device()
-    generic: list[str] = []
     environment = cuda.compiler_environment() if target.cuda else nullcontext()
     config = {"tirx.disable_assert": True, **(cuda.PASS_CONFIG if target.cuda else {})}
     with environment, device, tvm.transform.PassContext(opt_level=3, config=config):
-        named = with_identifiers(module) if target.cuda else module
-        lowered = tvm.transform.Sequential(lowering(target, generic))(named)
+        lowered, calls, memory = lower(module, target)
         executable = relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
     if target.cuda:
         cuda.expect_machine_code(executable.mod)
-    return Built(executable, tuple(generic))
+    return Built(executable, calls, memory)

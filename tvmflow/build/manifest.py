@@ -51,13 +51,27 @@ class Layer(msgspec.Struct, frozen=True):
     """One kernel call of the program, in execution order."""
 
     name: str
-    """Name of the original layer."""
+    """Name of the original layer; of several that one kernel computes, with `` + `` between."""
     op: str
     gop: float = 0.0
     """Arithmetic work of the call in 1e9 operations, a multiply-add counted as two."""
     kernel: str = ""
     """Symbol of the generated function."""
     integer: bool = False
+    schedule: str = ""
+    """Template and decision in short form, ``conv2d vnni512 1x14x2`` for instance, or ``generic``: a plain loop nest."""
+    tuned: bool = False
+    """The decision is from a tuning log."""
+
+
+class Workspace(msgspec.Struct, frozen=True):
+    """Memory of the intermediate tensors, planned at compile time. Inputs, outputs and weights are not among them."""
+
+    bytes: int = 0
+    """What a run holds at its peak: all storages together."""
+    storages: int = 0
+    tensors_bytes: int = 0
+    """What the tensors would take if each had a storage of its own."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -88,6 +102,7 @@ class Manifest(msgspec.Struct, frozen=True):
     kernels: dict[str, Any] = {}
     layers: tuple[Layer, ...] = ()
     weight_bytes: int = 0
+    workspace: Workspace = Workspace()
     self_test: SelfTest = SelfTest()
     sha256: str = ""
     """Digest of the file. Filled in when the manifest is read; inside the file it has a section of its own."""

@@ -148,8 +148,7 @@ def work(job: Job, directory: Path, progress: Progress) -> CompileReport:
     trace.show("schedule", scheduled.module)
     with trace.stage("build"):
         built = compile_module(scheduled.module, target)
-    counts = {"total": len(kernels) + len(built.generic), "specialised": len(kernels), "tuned": sum(k.tuned for k in kernels)}
-    manifest = describe(lowered, target, kernels, counts, constant_bytes(scheduled.module), log.name)
+    manifest = describe(lowered, target, kernels, built, constant_bytes(scheduled.module), log.name)
     name = f"{lowered.model.name}-{target.name}-{lowered.precision}.so"
     with trace.stage("package"):
         artifact = package(built.executable, manifest, _tests(lowered, target, progress), target, Path(job.folder) / name)
@@ -160,7 +159,7 @@ def work(job: Job, directory: Path, progress: Progress) -> CompileReport:
         target=target.name,
         precision=lowered.precision,
         operators=operators(lowered),
-        kernels=counts,
+        kernels=manifest.kernels,
         import_check=None if lowered.check is None else asdict(lowered.check),
         stages=tuple(trace.stages),
         seconds=sum(seconds for _, seconds in trace.stages),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from tvmflow.target import Target
 if TYPE_CHECKING:
     import tvm
 
-    from tvmflow.build.manifest import Manifest, Vector
+    from tvmflow.build.compile import Built
+    from tvmflow.build.manifest import Layer, Manifest, Vector
     from tvmflow.model import TensorInfo
     from tvmflow.schedule.apply import ScheduledKernel
 
@@ -53,10 +55,8 @@ def noise(info: TensorInfo, rng: np.random.Generator) -> np.ndarray:
     They repeat after NOISE_PERIOD elements: a prime, so that no row, channel or tile of a tensor equals the one beside it.
     """
     if info.dtype.startswith(("int", "uint", "bool")):
-        values = rng.integers(0, 2, NOISE_PERIOD)
-    else:
-        values = rng.integers(-128, 129, NOISE_PERIOD) / 64
-    return np.resize(values, info.shape).astype(info.dtype)
+        return np.resize(rng.integers(0, 2, NOISE_PERIOD), info.shape).astype(info.dtype)
+    return np.resize(rng.integers(-128, 129, NOISE_PERIOD) / 64, info.shape).astype(info.dtype)
 
 
 def constant_bytes(module: tvm.IRModule) -> int:
@@ -80,15 +80,46 @@ def _bit_exact(lowered: Lowered) -> bool:
     return lowered.precision == "int8" and lowered.coverage.float == 0
 
 
+def layers(built: Built, kernels: Sequence[ScheduledKernel]) -> tuple[Layer, ...]:
+    """Every kernel call of the program with the schedule that it got."""
+    from tvmflow.build.manifest import Layer
+
+    waiting: dict[str, deque[ScheduledKernel]] = defaultdict(deque)
+    for kernel in kernels:
+        waiting[kernel.function].append(kernel)
+    found = []
+    for call in built.calls:
+        if waiting[call.function]:
+            k = waiting[call.function].popleft()
+            schedule = schedule_text(k)
+            found.append(Layer(k.layer, k.template, k.spec.ops / 1e9, k.function, k.spec.is_integer, schedule, k.tuned))
+        else:
+            found.append(Layer(" + ".join(call.layers), "+".join(call.ops), kernel=call.function, schedule="generic"))
+    return tuple(found)
+
+
+def schedule_text(kernel: ScheduledKernel) -> str:
+    """Template and decision in short form: ``conv2d vnni512 1x14x2 threads``."""
+    values = msgspec.structs.asdict(kernel.tile)
+    names = [value for value in values.values() if isinstance(value, str)]
+    sizes = "x".join(str(value) for value in values.values() if type(value) is int)
+    flags = [key for key, value in values.items() if value is True]
+    return " ".join([kernel.template, *names, sizes, *flags])
+
+
+def kernel_counts(built: Built, kernels: Sequence[ScheduledKernel]) -> dict[str, int]:
+    """How many kernel calls there are, how many of them a template made, and how many of those a tuning log decided."""
+    return {"total": len(built.calls), "specialised": len(kernels), "tuned": sum(k.tuned for k in kernels)}
+
+
 def describe(
-    lowered: Lowered, target: Target, kernels: Sequence[ScheduledKernel], counts: dict[str, int], weights: int, log: str
+    lowered: Lowered, target: Target, kernels: Sequence[ScheduledKernel], built: Built, weights: int, log: str
 ) -> Manifest:
     """The manifest of an artifact."""
     from tvmflow.build import manifest as mf
     from tvmflow.build.versions import versions
 
     model, quantization, bit_exact = lowered.model, lowered.quantization, _bit_exact(lowered)
-    layers = tuple(mf.Layer(k.layer, k.template, k.spec.ops / 1e9, k.function, k.spec.is_integer) for k in kernels)
     summary: dict[str, Any] = {}
     preprocess = None
     if quantization:
@@ -120,8 +151,9 @@ def describe(
             versions=versions(),
         ),
         operators=operators(lowered),
-        kernels=counts,
-        layers=layers,
+        kernels=kernel_counts(built, kernels),
+        layers=layers(built, kernels),
         weight_bytes=weights,
+        workspace=built.workspace,
         self_test=mf.SelfTest(tolerance=0.0 if bit_exact else FLOAT_TOLERANCE, bit_exact=bit_exact),
     )
