@@ -2,7 +2,12 @@
 
 A row says how many reduction steps one instruction folds (``group``), how the operands are held and which expression
 accumulates. The templates ask for nothing else, so a new ISA is a new row. All integer rows are exact: none saturates.
-Intel SDM and Arm ARM names are in the ``why`` of each row.
+Intel SDM and Arm ARM names are in the ``why`` of each row. Every row runs bit for bit in tests/numerics.
+
+Left out: AMX-INT8 (TDPBUSD) multiplies tiles of 16 x 64 bytes that a thread must configure and the kernel must grant to the
+process first, so it needs a template and a loader of its own, and neither this project's machines nor qemu can run it: code that
+was only disassembled would not be known to be exact. AVX-VNNI-INT8 (VPDPBSSD) is signed by signed at the speed of VPDPBUSD, and
+activations are stored unsigned on x86: there is nothing to gain.
 """
 
 from __future__ import annotations
