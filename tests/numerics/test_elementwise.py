@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests.numerics.kernels import check
 from tvmflow.kernels.spec import Binary, Dequantize, Lookup, Pool2d, Quantize
-from tvmflow.schedule.elementwise import FlatTile
+from tvmflow.runtime import cpu
+from tvmflow.schedule.elementwise import FlatTile, lookup_tiles
 from tvmflow.schedule.pool import PoolTile
 
 SHAPES = st.lists(st.sampled_from((1, 2, 3, 7, 13, 17, 33)), min_size=1, max_size=4).map(tuple)
@@ -18,9 +19,16 @@ QUICK = settings(max_examples=15, deadline=None, derandomize=True)
 
 
 @QUICK
-@given(shape=SHAPES, dtype=STORED, lanes=LANES)
-def test_lookup(shape: tuple[int, ...], dtype: str, lanes: int) -> None:
-    check(Lookup(shape, dtype, dtype), FlatTile(lanes))
+@given(shape=SHAPES, dtype=STORED, tile=st.sampled_from(list(lookup_tiles(cpu.features()))))
+def test_lookup(shape: tuple[int, ...], dtype: str, tile: FlatTile) -> None:
+    check(Lookup(shape, dtype, dtype), tile)
+
+
+@pytest.mark.parametrize("dtype", ("uint8", "int8"))
+@pytest.mark.parametrize("count", (64, 65, 200))
+def test_lookup_of_whole_vectors(count: int, dtype: str) -> None:
+    for tile in lookup_tiles(cpu.features()):
+        check(Lookup((count,), dtype, dtype), tile)
 
 
 @QUICK
@@ -74,5 +82,5 @@ def test_pool(fn: str, dtype: str, lanes: int, data: st.DataObject) -> None:
 def test_long_tensors_are_shared_among_threads() -> None:
     """Longer than one chunk, and no multiple of it."""
     check(Dequantize((3, 50021), "uint8"), FlatTile(16, chunk=1024))
-    check(Lookup((3, 50021)), FlatTile(16, chunk=1024))
+    check(Lookup((3, 50021)), FlatTile(1, chunk=1024))
     check(Binary("add", (7, 131, 97), (7, 131, 97)), FlatTile(16, chunk=1024))

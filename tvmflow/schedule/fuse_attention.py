@@ -137,21 +137,21 @@ def _split_mask(walk: Walk, add: Any, shape: tuple[int, int, int, int]) -> tuple
 
 def _rows_first(walk: Walk, operand: Any, shape: tuple[int, int, int, int], axes: tuple[int, ...]) -> Any:
     """``operand`` of a product, in ``shape`` with its heads in front, as ``[batch, rows, heads, depth]`` by ``axes``."""
-    expr, order = operand, axes
+    expr, order, layout = operand, axes, tuple(shape)
     while True:
         call = walk.call(expr, "reshape", "permute_dims")
-        if op_name(call) == "permute_dims" and shape_of(call) == tuple(shape):
+        if op_name(call) == "permute_dims" and shape_of(call) == layout:
             # order of what is read, in terms of the operand before this permutation
             inner = ints(call.attrs.axes)
             order = tuple(inner[a] for a in order)
-            expr, shape = call.args[0], shape_of(call.args[0])
+            expr, layout = call.args[0], shape_of(call.args[0])
             if order == (0, 1, 2, 3):
                 return expr
         elif op_name(call) == "reshape" and order == axes:
             expr = call.args[0]
         else:
             break
-    laid_out = walk.emit(relax.op.reshape(expr, shape), f"{walk.name}.operand")
+    laid_out = walk.emit(relax.op.reshape(expr, layout), f"{walk.name}.operand")
     return walk.emit(relax.op.permute_dims(laid_out, order), f"{walk.name}.rows")
 
 
