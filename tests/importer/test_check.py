@@ -39,6 +39,15 @@ def test_nan_and_infinity_in_their_places_are_equal():
     assert compare([special], [special.copy()], OUT, EXACT_ARITHMETIC, "peer") == 0.0
 
 
+def test_the_lowest_number_is_an_infinity_and_hides_no_error():
+    want = np.array([np.finfo(np.float32).min, 1.0, 2.0], np.float32)
+    got = np.array([-np.inf, 1.0, 2.0], np.float32)
+    info = (TensorInfo("y", (3,), "float32"),)
+    assert compare([got], [want], info, EXACT_ARITHMETIC, "peer") == 0.0
+    with pytest.raises(ImportMismatch):
+        compare([got + np.float32(0.5)], [want], info, EXACT_ARITHMETIC, "peer")
+
+
 def test_integers_are_exact_unless_quantized():
     got, want = np.array([1, 2], np.int8), np.array([1, 3], np.int8)
     info = (TensorInfo("q", (2,), "int8"),)

@@ -13,24 +13,10 @@ from tvm import relax
 from tvm.ir import GenericConst
 from tvm.relax import op as R
 
+from tvmflow.importer.expr import operand, sizes, value
+from tvmflow.importer.recurrent import RECURRENT
+
 Lower = Callable[[relax.BlockBuilder, Sequence[Any], Mapping[str, Any]], relax.Expr]
-
-
-def value(expr: Any) -> np.ndarray:
-    """Value of a constant operand; raises for a computed one."""
-    if not isinstance(expr, GenericConst):
-        raise ValueError("an operand that must be a constant is computed at run time")
-    return expr.value.numpy()
-
-
-def operand(inputs: Sequence[Any], index: int) -> Any:
-    """An operand, None when it is left out."""
-    return inputs[index] if index < len(inputs) else None
-
-
-def sizes(expr: relax.Expr) -> list[int]:
-    """Static shape of an expression."""
-    return [int(dim) for dim in expr.ty.shape]
 
 
 def clip(bb: relax.BlockBuilder, inputs: Sequence[Any], attrs: Mapping[str, Any]) -> relax.Expr:
@@ -255,5 +241,6 @@ LOWERED: Mapping[str, Lower] = {
     "CumProd": cumprod,
     "CumSum": cumsum,
     "ConvInteger": conv_integer,
+    **RECURRENT,
 }
 """Converters that take precedence over TVM's, by operator."""

@@ -81,6 +81,23 @@ def blocked(node: onnx.NodeProto, graph: Graph) -> bool:
     return bool(attributes(node).get("block_size"))
 
 
+LONGEST = 256
+"""Steps up to which a recurrent layer is unrolled: each one adds its kernels to the program."""
+
+
+def not_unrolled(node: onnx.NodeProto, graph: Graph) -> bool:
+    """Whether an LSTM, GRU or RNN is one that recurrent.py does not unroll."""
+    attrs, shape = attributes(node), graph.shape(node.input[0])
+    steps = shape[1 if attrs.get("layout") else 0] if shape else 0
+    lengths = graph.const(graph.operand(node, 4))
+    partial = graph.operand(node, 4) and (lengths is None or (lengths != steps).any())
+    weights = [graph.operand(node, k) for k in (1, 2, 3)]
+    unusual = {"clip", "activation_alpha", "activation_beta"} & attrs.keys() or attrs.get("input_forget")
+    known = {name.decode() for name in attrs.get("activations", ())} <= {"Relu", "Sigmoid", "Tanh"}
+    computed = any(name and graph.const(name) is None for name in weights)
+    return not 0 < steps <= LONGEST or bool(partial or unusual or graph.operand(node, 7)) or computed or not known
+
+
 EVAL_MODE = "export the model in evaluation mode (model.eval())"
 CUT = "cut this node and what follows off the model and compute it outside"
 UNROLL = "export the model with torch.export, which unrolls it"
@@ -89,7 +106,13 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal(("Dropout",), always, "it drops at random in training mode", EVAL_MODE),
     Refusal(("BatchNormalization",), training, "it computes batch statistics in training mode", EVAL_MODE),
     Refusal(("NonMaxSuppression", "NonZero", "Unique", "Compress"), always, "the shape of its result depends on data", CUT),
-    Refusal(("Loop", "Scan", "LSTM", "GRU", "RNN"), always, "loops over data have no lowering", UNROLL),
+    Refusal(("Loop", "Scan"), always, "loops over data have no lowering", UNROLL),
+    Refusal(
+        ("LSTM", "GRU", "RNN"),
+        not_unrolled,
+        f"only whole sequences of up to {LONGEST} steps with constant weights, and without clip or peepholes, are unrolled",
+        UNROLL,
+    ),
     Refusal(("MaxPool",), output_used(1), "its second output, the indices, has no lowering", CUT),
     Refusal(
         ("Resize", "Upsample"),
