@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tvm import relax
-from tvm.script import ir as I
 from tvm.script import relax as R
 
+from tests.passes.program import program
 from tvmflow.optimize import decompose_batch_norm, fold_affine
 
 w = np.arange(24, dtype="float32").reshape(4, 2, 1, 3)
@@ -20,84 +20,60 @@ ws, bst = w * s.reshape(4, 1, 1, 1), b * s + t
 
 
 def test_product_and_sum_behind_conv_with_bias(becomes, names) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 5), "float32")):
-            with R.dataflow():
-                conv = R.nn.conv2d(x, R.const(w))
-                bias = R.add(conv, R.const(b))
-                scaled = R.multiply(bias, R.const(s))
-                shifted = R.add(scaled, R.const(t))
-                y = R.nn.relu(shifted)
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1, 2, 5, 5), "float32")):
+        conv = R.nn.conv2d(x, R.const(w))
+        bias = R.add(conv, R.const(b))
+        scaled = R.multiply(bias, R.const(s))
+        shifted = R.add(scaled, R.const(t))
+        y = R.nn.relu(shifted)
+        return y
 
-    @I.ir_module
-    class Expected:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 5), "float32")):
-            with R.dataflow():
-                conv = R.nn.conv2d(x, R.const(ws))
-                bias = R.add(conv, R.const(bst))
-                y = R.nn.relu(bias)
-                R.output(y)
-            return y
+    @program
+    def expected(x: R.Tensor((1, 2, 5, 5), "float32")):
+        conv = R.nn.conv2d(x, R.const(ws))
+        bias = R.add(conv, R.const(bst))
+        y = R.nn.relu(bias)
+        return y
 
-    assert names(becomes(fold_affine, Before, Expected)) == ["conv", "bias", "y"]
+    assert names(becomes(fold_affine, before, expected)) == ["conv", "bias", "y"]
 
 
 def test_scalar_behind_conv_is_a_bias_per_channel(becomes) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 5), "float32")):
-            with R.dataflow():
-                conv = R.nn.conv2d(x, R.const(w))
-                y = R.add(conv, R.const(3.0))
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1, 2, 5, 5), "float32")):
+        conv = R.nn.conv2d(x, R.const(w))
+        y = R.add(conv, R.const(3.0))
+        return y
 
-    @I.ir_module
-    class Expected:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 5), "float32")):
-            with R.dataflow():
-                conv = R.nn.conv2d(x, R.const(w))
-                y = R.add(conv, R.const(three))
-                R.output(y)
-            return y
+    @program
+    def expected(x: R.Tensor((1, 2, 5, 5), "float32")):
+        conv = R.nn.conv2d(x, R.const(w))
+        y = R.add(conv, R.const(three))
+        return y
 
-    becomes(fold_affine, Before, Expected)
+    becomes(fold_affine, before, expected)
 
 
 def test_stays_when_the_layer_has_another_reader(stays) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 5), "float32")):
-            with R.dataflow():
-                conv = R.nn.conv2d(x, R.const(w))
-                scaled = R.multiply(conv, R.const(s))
-                y = R.add(scaled, conv)
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1, 2, 5, 5), "float32")):
+        conv = R.nn.conv2d(x, R.const(w))
+        scaled = R.multiply(conv, R.const(s))
+        y = R.add(scaled, conv)
+        return y
 
-    stays(fold_affine, Before)
+    stays(fold_affine, before)
 
 
 def test_stays_when_the_constant_varies_along_rows(stays) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 7), "float32")):
-            with R.dataflow():
-                conv = R.nn.conv2d(x, R.const(w))
-                y = R.multiply(conv, R.const(row))
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1, 2, 5, 7), "float32")):
+        conv = R.nn.conv2d(x, R.const(w))
+        y = R.multiply(conv, R.const(row))
+        return y
 
-    stays(fold_affine, Before)
+    stays(fold_affine, before)
 
 
 @pytest.mark.parametrize(
@@ -137,17 +113,13 @@ def test_batch_norm_behind_any_linear_layer(kind: str, groups: int, compute) -> 
 def test_batch_norm_in_training_mode_stays(stays) -> None:
     ones = np.ones(2, "float32")
 
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 7), "float32")):
-            with R.dataflow():
-                norm = R.nn.batch_norm(x, R.const(ones), R.const(ones), R.const(ones), R.const(ones), axis=1, training=True)
-                y = norm[0]
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1, 2, 5, 7), "float32")):
+        norm = R.nn.batch_norm(x, R.const(ones), R.const(ones), R.const(ones), R.const(ones), axis=1, training=True)
+        y = norm[0]
+        return y
 
-    stays(decompose_batch_norm, Before)
+    stays(decompose_batch_norm, before)
 
 
 def test_batch_norm_alone_is_product_and_sum(becomes, names) -> None:
@@ -156,28 +128,18 @@ def test_batch_norm_alone_is_product_and_sum(becomes, names) -> None:
     scale = np.array([1, 0.75], "float32").reshape(1, 2, 1, 1)
     shift = np.array([-3, 4.25], "float32").reshape(1, 2, 1, 1)
 
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 7), "float32")):
-            with R.dataflow():
-                norm = R.nn.batch_norm(
-                    x, R.const(gamma), R.const(beta), R.const(mean), R.const(var), axis=1, epsilon=0.0, training=False
-                )
-                y = norm[0]
-                z = R.nn.relu(y)
-                R.output(z)
-            return z
+    @program
+    def before(x: R.Tensor((1, 2, 5, 7), "float32")):
+        norm = R.nn.batch_norm(x, R.const(gamma), R.const(beta), R.const(mean), R.const(var), axis=1, epsilon=0.0, training=False)
+        y = norm[0]
+        z = R.nn.relu(y)
+        return z
 
-    @I.ir_module
-    class Expected:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 7), "float32")):
-            with R.dataflow():
-                scaled = R.multiply(x, R.const(scale))
-                norm = R.add(scaled, R.const(shift))
-                z = R.nn.relu(norm)
-                R.output(z)
-            return z
+    @program
+    def expected(x: R.Tensor((1, 2, 5, 7), "float32")):
+        scaled = R.multiply(x, R.const(scale))
+        norm = R.add(scaled, R.const(shift))
+        z = R.nn.relu(norm)
+        return z
 
-    assert names(becomes(decompose_batch_norm, Before, Expected)) == ["norm.scale", "norm", "z"]
+    assert names(becomes(decompose_batch_norm, before, expected)) == ["norm.scale", "norm", "z"]

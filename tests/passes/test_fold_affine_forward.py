@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from tvm.script import ir as I
 from tvm.script import relax as R
 
+from tests.passes.program import program
 from tvmflow.optimize import fold_affine_forward
 
 w = np.arange(24, dtype="float32").reshape(4, 2, 1, 3)
@@ -18,80 +18,56 @@ depthwise_scaled = depthwise * s.reshape(2, 1, 1, 1)
 
 
 def test_product_and_sum_in_front_of_conv_without_padding(becomes, names) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 5), "float32")):
-            with R.dataflow():
-                scaled = R.multiply(x, R.const(s))
-                shifted = R.add(scaled, R.const(t))
-                conv = R.nn.conv2d(shifted, R.const(w))
-                y = R.nn.relu(conv)
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1, 2, 5, 5), "float32")):
+        scaled = R.multiply(x, R.const(s))
+        shifted = R.add(scaled, R.const(t))
+        conv = R.nn.conv2d(shifted, R.const(w))
+        y = R.nn.relu(conv)
+        return y
 
-    @I.ir_module
-    class Expected:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 5), "float32")):
-            with R.dataflow():
-                conv = R.nn.conv2d(x, R.const(ws))
-                bias = R.add(conv, R.const(extra))
-                y = R.nn.relu(bias)
-                R.output(y)
-            return y
+    @program
+    def expected(x: R.Tensor((1, 2, 5, 5), "float32")):
+        conv = R.nn.conv2d(x, R.const(ws))
+        bias = R.add(conv, R.const(extra))
+        y = R.nn.relu(bias)
+        return y
 
-    assert names(becomes(fold_affine_forward, Before, Expected)) == ["conv", "conv.bias", "y"]
+    assert names(becomes(fold_affine_forward, before, expected)) == ["conv", "conv.bias", "y"]
 
 
 def test_product_folds_in_front_of_padding_and_depthwise(becomes) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 5), "float32")):
-            with R.dataflow():
-                scaled = R.multiply(x, R.const(s))
-                y = R.nn.conv2d(scaled, R.const(depthwise), padding=[1, 1, 1, 1], groups=2)
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1, 2, 5, 5), "float32")):
+        scaled = R.multiply(x, R.const(s))
+        y = R.nn.conv2d(scaled, R.const(depthwise), padding=[1, 1, 1, 1], groups=2)
+        return y
 
-    @I.ir_module
-    class Expected:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 5), "float32")):
-            with R.dataflow():
-                y = R.nn.conv2d(x, R.const(depthwise_scaled), padding=[1, 1, 1, 1], groups=2)
-                R.output(y)
-            return y
+    @program
+    def expected(x: R.Tensor((1, 2, 5, 5), "float32")):
+        y = R.nn.conv2d(x, R.const(depthwise_scaled), padding=[1, 1, 1, 1], groups=2)
+        return y
 
-    becomes(fold_affine_forward, Before, Expected)
+    becomes(fold_affine_forward, before, expected)
 
 
 def test_sum_stays_in_front_of_padding(stays) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 5, 5), "float32")):
-            with R.dataflow():
-                shifted = R.add(x, R.const(t))
-                y = R.nn.conv2d(shifted, R.const(w), padding=[1, 1, 1, 1])
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1, 2, 5, 5), "float32")):
+        shifted = R.add(x, R.const(t))
+        y = R.nn.conv2d(shifted, R.const(w), padding=[1, 1, 1, 1])
+        return y
 
-    stays(fold_affine_forward, Before)
+    stays(fold_affine_forward, before)
 
 
 def test_stays_when_the_product_has_another_reader(stays) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 1, 3), "float32")):
-            with R.dataflow():
-                scaled = R.multiply(x, R.const(s))
-                conv = R.nn.conv2d(scaled, R.const(w))
-                gate = R.mean(scaled, axis=[1], keepdims=True)
-                y = R.add(conv, gate)
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1, 2, 1, 3), "float32")):
+        scaled = R.multiply(x, R.const(s))
+        conv = R.nn.conv2d(scaled, R.const(w))
+        gate = R.mean(scaled, axis=[1], keepdims=True)
+        y = R.add(conv, gate)
+        return y
 
-    stays(fold_affine_forward, Before)
+    stays(fold_affine_forward, before)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax
-from tvm.script import ir as I
 from tvm.script import relax as R
 
+from tests.passes.program import program
 from tvmflow.optimize import fold_constants
 
 w = np.arange(6, dtype="float32").reshape(2, 3)
@@ -16,42 +16,30 @@ turned = (w.T + 1).copy()
 
 
 def test_folds_arithmetic_and_shapes(becomes) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((4, 3), "float32")):
-            with R.dataflow():
-                a = R.permute_dims(R.const(w))
-                b = R.add(a, R.const(1.0))
-                y = R.matmul(x, b)
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((4, 3), "float32")):
+        a = R.permute_dims(R.const(w))
+        b = R.add(a, R.const(1.0))
+        y = R.matmul(x, b)
+        return y
 
-    @I.ir_module
-    class Expected:
-        @R.function
-        def main(x: R.Tensor((4, 3), "float32")):
-            with R.dataflow():
-                y = R.matmul(x, R.const(turned))
-                R.output(y)
-            return y
+    @program
+    def expected(x: R.Tensor((4, 3), "float32")):
+        y = R.matmul(x, R.const(turned))
+        return y
 
-    becomes(fold_constants, Before, Expected)
+    becomes(fold_constants, before, expected)
 
 
 def test_shape_of_a_static_tensor_is_a_constant() -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((4, 3), "float32")):
-            with R.dataflow():
-                s = R.shape_of(x)
-                t = R.shape_to_tensor(s)
-                y = R.take(t, R.const(1, "int64"), axis=0)
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((4, 3), "float32")):
+        s = R.shape_of(x)
+        t = R.shape_to_tensor(s)
+        y = R.take(t, R.const(1, "int64"), axis=0)
+        return y
 
-    after = fold_constants.run(Before)
+    after = fold_constants.run(before)
     assert not after["main"].body.blocks or not after["main"].body.blocks[0].bindings
     assert int(after["main"].body.body.value.numpy()) == 3
 
@@ -59,31 +47,23 @@ def test_shape_of_a_static_tensor_is_a_constant() -> None:
 def test_dequantize_stays(stays) -> None:
     q, s, z = np.ones((2, 3), "int8"), np.ones(2, "float32"), np.zeros(2, "int8")
 
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((4, 2), "float32")):
-            with R.dataflow():
-                d = R.dequantize(R.const(q), R.const(s), R.const(z), axis=0)
-                y = R.matmul(x, d)
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((4, 2), "float32")):
+        d = R.dequantize(R.const(q), R.const(s), R.const(z), axis=0)
+        y = R.matmul(x, d)
+        return y
 
-    stays(fold_constants, Before)
+    stays(fold_constants, before)
 
 
 def test_large_broadcast_stays(stays) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1024, 1024), "float32")):
-            with R.dataflow():
-                wide = R.broadcast_to(R.const(2.0), R.shape([1024, 1024]))
-                y = R.add(x, wide)
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1024, 1024), "float32")):
+        wide = R.broadcast_to(R.const(2.0), R.shape([1024, 1024]))
+        y = R.add(x, wide)
+        return y
 
-    stays(fold_constants, Before)
+    stays(fold_constants, before)
 
 
 _X = relax.const(np.array([[0.5, -1.5, 2.5], [3.25, 0.75, -0.25]], "float32"))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax
-from tvm.script import ir as I
 from tvm.script import relax as R
 
+from tests.passes.program import program
 from tvmflow.optimize import lower_conv_transpose
 
 w = np.arange(24, dtype="float32").reshape(2, 3, 2, 2)
@@ -19,30 +19,22 @@ tiled = np.tile(b.reshape(3), 4).reshape(1, 12, 1, 1)
 
 
 def test_kernel_equal_to_stride_is_a_1x1_convolution(becomes, names) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 4, 5), "float32")):
-            with R.dataflow():
-                up = R.nn.conv2d_transpose(x, R.const(w), strides=[2, 2])
-                y = R.add(up, R.const(b))
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1, 2, 4, 5), "float32")):
+        up = R.nn.conv2d_transpose(x, R.const(w), strides=[2, 2])
+        y = R.add(up, R.const(b))
+        return y
 
-    @I.ir_module
-    class Expected:
-        @R.function
-        def main(x: R.Tensor((1, 2, 4, 5), "float32")):
-            with R.dataflow():
-                up = R.nn.conv2d(x, R.const(phases))
-                bias = R.add(up, R.const(tiled))
-                split = R.reshape(bias, R.shape([1, 1, 2, 2, 3, 4, 5]))
-                turned = R.permute_dims(split, axes=[0, 1, 4, 5, 2, 6, 3])
-                y = R.reshape(turned, R.shape([1, 3, 8, 10]))
-                R.output(y)
-            return y
+    @program
+    def expected(x: R.Tensor((1, 2, 4, 5), "float32")):
+        up = R.nn.conv2d(x, R.const(phases))
+        bias = R.add(up, R.const(tiled))
+        split = R.reshape(bias, R.shape([1, 1, 2, 2, 3, 4, 5]))
+        turned = R.permute_dims(split, axes=[0, 1, 4, 5, 2, 6, 3])
+        y = R.reshape(turned, R.shape([1, 3, 8, 10]))
+        return y
 
-    assert names(becomes(lower_conv_transpose, Before, Expected))[0] == "up"
+    assert names(becomes(lower_conv_transpose, before, expected))[0] == "up"
 
 
 @pytest.mark.parametrize(
@@ -76,14 +68,10 @@ def test_same_numbers(kernel, strides, padding, output_padding, dilation, groups
 
 
 def test_weight_that_the_graph_computes_stays(stays) -> None:
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((1, 2, 4, 5), "float32"), v: R.Tensor((2, 3, 2, 2), "float32")):
-            with R.dataflow():
-                y = R.nn.conv2d_transpose(x, v, strides=[2, 2])
-                R.output(y)
-            return y
+    @program
+    def before(x: R.Tensor((1, 2, 4, 5), "float32"), v: R.Tensor((2, 3, 2, 2), "float32")):
+        y = R.nn.conv2d_transpose(x, v, strides=[2, 2])
+        return y
 
-    stays(lower_conv_transpose, Before)
-    assert isinstance(lower_conv_transpose.run(Before), tvm.IRModule)
+    stays(lower_conv_transpose, before)
+    assert isinstance(lower_conv_transpose.run(before), tvm.IRModule)

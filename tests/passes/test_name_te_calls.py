@@ -7,9 +7,9 @@ from typing import Any
 
 import tvm
 from tvm import relax, topi
-from tvm.script import ir as I
 from tvm.script import relax as R
 
+from tests.passes.program import program
 from tvmflow.optimize import name_te_calls
 
 
@@ -29,17 +29,13 @@ def ops(module: tvm.IRModule) -> list[str]:
 
 
 def test_maximum_and_pad() -> None:
-    @I.ir_module
-    class Expected:
-        @R.function
-        def main(x: R.Tensor((1, 2, 3, 4), "float32")):
-            with R.dataflow():
-                y = R.maximum(x, R.const(1.0, "float32"))
-                R.output(y)
-            return y
+    @program
+    def expected(x: R.Tensor((1, 2, 3, 4), "float32")):
+        y = R.maximum(x, R.const(1.0, "float32"))
+        return y
 
     named = name_te_calls.run(module_of(topi.maximum, relax.const(1.0, "float32")))
-    tvm.ir.assert_structural_equal(named["main"], Expected["main"])
+    tvm.ir.assert_structural_equal(named["main"], expected["main"])
     padded = name_te_calls.run(module_of(topi.nn.pad, (0, 0, 1, 0), (0, 0, 2, 3), 1.5))["main"].body.blocks[0].bindings[0].value
     assert padded.op.name == "relax.nn.pad"
     assert list(padded.attrs.pad_width) == [0, 0, 0, 0, 1, 2, 0, 3]
