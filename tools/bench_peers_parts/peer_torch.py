@@ -23,9 +23,10 @@ def prepare(model: Path, precision: str, calibration: Path, folder: Path) -> Non
     data = [tuple(torch.from_numpy(s[name]) for name in network.inputs) for s in samples(calibration)]
     config.freezing = True
     with torch.no_grad():
-        exported = torch.export.export(network, data[0])
+        # Strict: only then do the nodes say which functions they come from, without which the quantizer finds none of them.
+        exported = torch.export.export(network, data[0], strict=True)
         if precision == "int8":
-            exported = torch.export.export(quantized(exported, data), data[0])
+            exported = torch.export.export(quantized(exported, data), data[0], strict=True)
         torch._inductor.aoti_compile_and_package(exported, package_path=str(folder / "model.pt2"))
     (folder / "inputs.txt").write_text("\n".join(network.inputs))
 
