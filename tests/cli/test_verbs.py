@@ -107,6 +107,7 @@ def test_bench_against_several(cli: Callable[..., Any], fake_flow: ModuleType, f
         "ratio_median": 2.5,
     }
     layer = {"name": "/conv", "op": "conv2d", "ms": 0.5, "gop": 0.1, "peak_fraction": None}
+    layer |= {"schedule": "conv2d vnni512 1x14x2", "tuned": True}
     found = {
         "artifact": "a.so",
         "device": {"name": "local", "cpu": "EPYC", "isa": ["avx2"]},
@@ -126,7 +127,7 @@ def test_bench_against_several(cli: Callable[..., Any], fake_flow: ModuleType, f
     assert fake_flow.bench.named["against"] == ("onnxruntime", "openvino", "torch")
     assert fake_flow.bench.named["threads"] == 2
     shown = cli("bench", files.a).out
-    assert all(text in shown for text in ("EPYC", "2.00x", "50 % of the machine's peak", "/conv"))
+    assert all(text in shown for text in ("EPYC", "2.00x", "50 % of the machine's peak", "/conv", "1x14x2, tuned"))
 
 
 def test_bench_against_needs_the_model(cli: Callable[..., Any], fake_flow: ModuleType, files: SimpleNamespace) -> None:
@@ -136,10 +137,19 @@ def test_bench_against_needs_the_model(cli: Callable[..., Any], fake_flow: Modul
 
 
 def test_tune_takes_a_budget_or_trials(cli: Callable[..., Any], fake_flow: ModuleType, files: SimpleNamespace) -> None:
-    task = {"kernel": "conv 3x3", "count": 2, "candidates": 90, "measured": 9, "default_ms": 0.5, "best_ms": 0.25}
+    task = {
+        "kernel": "conv 3x3",
+        "count": 2,
+        "candidates": 90,
+        "measured": 9,
+        "default_ms": 0.5,
+        "best_ms": 0.25,
+        "tuned_before": False,
+    }
     untried = {**task, "kernel": "dense", "measured": 0, "default_ms": None, "best_ms": None}
     found = {"target": "zen5", "log": "l.jsonl", "kernels": 2, "candidates": 180, "default_ms": 1.0, "tuned_ms": 0.5}
-    found |= {"tasks": [task, untried], "trials": 9, "failed": 1, "seconds": 60.0, "stopped": "budget"}
+    found |= {"tasks": [task, untried], "trials": 9, "failed": 1, "seconds": 60.0, "stopped": "budget", "drifts": 2}
+    found |= {"tuned_before": 1, "expected_trials": 60, "expected_seconds": 90.0, "gain_left": 0.025}
     fake_flow.tune = Recorder(SimpleNamespace(to_json=lambda: found))  # type: ignore[attr-defined]
     assert cli("tune", files.m, "--budget", "20m", "--board", "a", "--board", "b", "--json").json == found
     assert fake_flow.tune.named["budget"] == 1200
@@ -147,10 +157,13 @@ def test_tune_takes_a_budget_or_trials(cli: Callable[..., Any], fake_flow: Modul
     assert cli("tune", files.m, "--budget", "20m", "--trials", "5").code == 2
     assert cli("tune", files.m, "--budget", "soon").code == 2
     shown = cli("tune", files.m).out
-    assert all(text in shown for text in ("2.00x", "dense", "9 measured, 1 failed", "1.000 ms -> 0.500 ms"))
+    assert all(
+        text in shown for text in ("2.00x", "dense", "9 measured, 1 failed", "1.000 ms -> 0.500 ms", "2 times", "2.5% more")
+    )
     for key in ("trials", "failed", "seconds", "stopped"):
         del found[key]
-    assert "2 kernels for zen5, 180 candidates" in cli("tune", files.m, "--dry-run").out
+    shown = cli("tune", files.m, "--dry-run").out
+    assert all(text in shown for text in ("2 kernels for zen5, 1 tuned before, 180 candidates", "60 measurements, 1.5 minutes"))
 
 
 def test_quantize_knows_its_file_types(cli: Callable[..., Any], fake_flow: ModuleType, files: SimpleNamespace) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
+from tvmflow.kernels.spec import Kernel
 from tvmflow.schedule.template import Tile, template_for
 from tvmflow.target import Target, get_target
-from tvmflow.tune.measure import Candidate, Outcome
+from tvmflow.tune.measure import Group, Outcome
 from tvmflow.tune.tasks import Task
 
 
@@ -17,19 +18,25 @@ from tvmflow.tune.tasks import Task
 class Computed:
     """Measures nothing: ``time`` says how long a candidate takes, None that it fails."""
 
-    time: Callable[[Candidate], float | None]
-    asked: list[Candidate] = field(default_factory=list)
+    time: Callable[[Group, Tile], float | None]
+    groups: list[Group] = field(default_factory=list)
     batches: int = 0
     stop_after: int | None = None
-    """Batches after which the user presses Ctrl-C."""
+    """Groups after which the user presses Ctrl-C."""
 
-    def measure(self, candidates: Sequence[Candidate]) -> list[Outcome]:
-        if self.stop_after is not None and self.batches >= self.stop_after:
-            raise KeyboardInterrupt
+    @property
+    def asked(self) -> list[tuple[Kernel, Tile]]:
+        """Everything that was timed, incumbents included."""
+        return [(g.kernel, tile) for g in self.groups for tile in g.tiles]
+
+    def measure(self, groups: Sequence[Group]) -> Iterator[tuple[Group, list[Outcome]]]:
         self.batches += 1
-        self.asked += candidates
-        times = [self.time(c) for c in candidates]
-        return [Outcome((t, 1.1 * t)) if t is not None else Outcome((), "SIGILL") for t in times]
+        for group in reversed(groups):  # no order is promised
+            if self.stop_after is not None and len(self.groups) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.groups.append(group)
+            times = [self.time(group, tile) for tile in group.tiles]
+            yield group, [Outcome((t, 1.1 * t)) if t is not None else Outcome((), "SIGILL") for t in times]
 
 
 @pytest.fixture

@@ -107,6 +107,54 @@ def test_lint_finds_what_the_templates_no_longer_have(entries, target, tmp_path:
     assert tile.startswith("l.jsonl:1") and "not in the space" in tile and "for zen5" in foreign
 
 
+def test_a_record_outlives_new_fields_of_its_template_but_not_a_smaller_space(entries, target, tmp_path: Path) -> None:
+    import json
+
+    import msgspec
+
+    path = tmp_path / "l.jsonl"
+    log.write(path, [entries[3]])
+    line = json.loads(path.read_text())
+    default = {
+        f
+        for f in ("channels_outer", "threads")
+        if line["tile"][f] == msgspec.structs.asdict(type(entries[3].tile)("", 1, 1, 1))[f]
+    }
+    assert default  # as if written before these fields existed
+    line["tile"] = {k: v for k, v in line["tile"].items() if k not in default}
+    path.write_text(json.dumps(line) + "\n")
+    assert log.open_log(path, target, tmp_path).lookup(conv(), target) == entries[3].tile
+
+    gone = msgspec.structs.replace(entries[3].tile, nr=99)
+    log.write(path, [msgspec.structs.replace(entries[3], tile=gone), entries[4]])
+    opened = log.open_log(path, target, tmp_path)
+    assert opened.lookup(conv(), target) == entries[4].tile and not opened.refused  # the second best serves
+    log.write(path, [msgspec.structs.replace(entries[3], tile=gone)])
+    opened = log.open_log(path, target, tmp_path)
+    assert opened.lookup(conv(), target) is None and len(opened.refused) == 1
+    assert opened.lookup(conv(channels=32), target) is None and len(opened.refused) == 1
+
+
+def test_threads_follow_today_s_model_not_the_record(entries, target, tmp_path: Path) -> None:
+    import msgspec
+
+    path = tmp_path / "l.jsonl"
+    other = msgspec.structs.replace(entries[0].tile, threads=not entries[0].tile.threads)
+    log.write(path, [msgspec.structs.replace(entries[0], tile=other)])
+    assert log.lint(path, target) == []
+    assert log.open_log(path, target, tmp_path).lookup(conv(), target) == entries[0].tile
+
+
+def test_only_accepted_records_are_used(entries, target, tmp_path: Path) -> None:
+    import msgspec
+
+    path = tmp_path / "l.jsonl"
+    lucky = msgspec.structs.replace(entries[3], accepted=False)
+    log.write(path, [lucky, entries[1]])
+    assert log.open_log(path, target, tmp_path).lookup(conv(), target) == entries[1].tile
+    assert log.merge([lucky, entries[1]])[0] == entries[1]
+
+
 SHIPPED = sorted((Path(__file__).parents[2] / "tuning_logs").glob("*/*.jsonl"))
 
 

@@ -78,13 +78,22 @@ def tune_report(data: dict[str, Any]) -> Shown:
     table = _table("kernel", "times", "candidates", "measured", "default ms", "best ms", "gain")
     for task in data["tasks"]:
         default, best = task["default_ms"], task["best_ms"]
-        gain = f"{default / best:.2f}x" if default and best else ""
+        gain = f"{default / best:.2f}x" if default and best else "tuned before" if task["tuned_before"] else ""
         times = (f"{ms:.4f}" if ms is not None else "" for ms in (default, best))
         table.add_row(task["kernel"], str(task["count"]), str(task["candidates"]), str(task["measured"]), *times, gain)
-    lines: list[Any] = [f"{data['kernels']} kernels for {data['target']}, {data['candidates']} candidates", table]
+    before = f", {data['tuned_before']} tuned before" if data["tuned_before"] else ""
+    lines: list[Any] = [f"{data['kernels']} kernels for {data['target']}{before}, {data['candidates']} candidates", table]
     if "trials" in data:
         lines.append(f"{data['trials']} measured, {data['failed']} failed, {data['seconds']:.0f} s; ended: {data['stopped']}")
+        if data["drifts"]:
+            lines.append(f"the machine's state changed {data['drifts']} times: times were scaled to what it was at first")
         lines.append(f"all kernels: {data['default_ms']:.3f} ms -> {data['tuned_ms']:.3f} ms; kept in {data['log']}")
+        if data["gain_left"] >= 0.001:
+            lines.append(f"the model expects {data['gain_left']:.1%} more of going on")
+    elif data["expected_trials"]:
+        lines.append(f"a search takes about {data['expected_trials']} measurements, {data['expected_seconds'] / 60:.1f} minutes")
+    else:
+        lines.append("nothing is left to tune; --again searches once more")
     return tuple(lines)
 
 
@@ -102,13 +111,18 @@ def bench_report(data: dict[str, Any]) -> Shown:
         peaks = ", ".join(f"{value:.0f} {key.replace('_', ' ')}" for key, value in data["machine_peak"].items() if value)
         lines.append(f"{100 * peak:.0f} % of the machine's peak, measured in this run ({peaks})")
     if data.get("layers"):
-        layers = _table("layer", "operator ", "ms", "Gop", "of peak")
-        for layer in data["layers"]:
-            fraction = layer["peak_fraction"]
-            share = "" if fraction is None else f"{100 * fraction:.0f} %"
-            layers.add_row(layer["name"], layer["op"], f"{layer['ms']:.4f}", f"{layer['gop']:.4f}", share)
-        lines.append(layers)
+        lines += _layers(data["layers"])
     return tuple(lines)
+
+
+def _layers(rows: list[dict[str, Any]]) -> Shown:
+    table = _table("layer", "operator ", "schedule ", "ms", "Gop", "of peak")
+    for row in rows:
+        fraction = row["peak_fraction"]
+        share = "" if fraction is None else f"{100 * fraction:.0f} %"
+        schedule = f"{row['schedule']}, tuned" if row["tuned"] else row["schedule"]
+        table.add_row(row["name"], row["op"], schedule, f"{row['ms']:.4f}", f"{row['gop']:.4f}", share)
+    return (table, f"all rows: {sum(row['ms'] for row in rows):.4f} ms, of quiet runs")
 
 
 def _latency(latency: dict[str, Any]) -> tuple[str, ...]:

@@ -37,9 +37,10 @@ def command(
     ] = None,
     budget: Annotated[str | None, typer.Option("--budget", metavar="20m", help="Stop after this time.")] = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Stop after this many measurements.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Search kernels too whose search has ended before.")] = False,
     shape: Shapes = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the kernels and the size of their spaces; measure nothing.")
+        bool, typer.Option("--dry-run", help="List the kernels, their candidates and the time to expect; measure nothing.")
     ] = False,
     tuning_log: Annotated[
         Path | None, typer.Option("--tuning-log", metavar="FILE", help="The log to write; by default one in the work directory.")
@@ -76,6 +77,7 @@ def command(
         boards=tuple(board or ()),
         budget=parse_budget(budget),
         trials=trials,
+        again=again,
         dry_run=dry_run,
         shapes=parse_shapes(shape),
         tuning_log=tuning_log,

@@ -18,35 +18,41 @@ from tvmflow.trace import Progress, Trace, silent
 from tvmflow.worker import in_child
 
 if TYPE_CHECKING:
-    from tvmflow.tune.search import Searched, TaskState
-    from tvmflow.tune.tasks import Task
+    from tvmflow.tune.search import Searched
+    from tvmflow.tune.state import TaskState
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What was found. ``searched`` is None after a dry run."""
+    """What was found. ``searched`` is None after a dry run, and when all kernels had settled before."""
 
     target: str
     log: Path
-    tasks: tuple[Task, ...]
+    states: tuple[TaskState, ...]
+    """What is known of each kernel, with the most modelled work first."""
     searched: Searched | None
 
     def to_json(self) -> dict[str, Any]:
-        states = {s.task.kernel: s for s in self.searched.states} if self.searched else {}
-        rows = [_row(task, states.get(task.kernel)) for task in self.tasks]
-        known = [r for r in rows if r["default_ms"] is not None and r["best_ms"] is not None]
+        from tvmflow.tune.search import TRIAL_SECONDS
+        from tvmflow.tune.state import expected_trials, latency
+
+        left = expected_trials(self.states)
         found: dict[str, Any] = {
             "target": self.target,
             "log": str(self.log),
-            "kernels": len(rows),
-            "candidates": sum(r["candidates"] for r in rows),
-            "default_ms": sum(r["count"] * r["default_ms"] for r in known),
-            "tuned_ms": sum(r["count"] * r["best_ms"] for r in known),
-            "tasks": rows,
+            "kernels": len(self.states),
+            "tuned_before": sum(s.tuned_before for s in self.states),
+            "candidates": sum(len(s.task.candidates) for s in self.states),
+            "expected_trials": left,
+            "expected_seconds": left * TRIAL_SECONDS,
+            "default_ms": 1e3 * latency(self.states, untuned=True),
+            "tuned_ms": 1e3 * latency(self.states),
+            "tasks": [_row(state) for state in self.states],
         }
         if self.searched:
             s = self.searched
             found |= {"trials": s.trials, "failed": s.failed, "drifts": s.drifts, "seconds": s.seconds, "stopped": s.stopped}
+            found |= {"gain_left": s.gain, "history": [[p.seconds, p.trials, 1e3 * p.latency] for p in s.history]}
         return found
 
 
@@ -79,17 +85,20 @@ class KernelCall(msgspec.Struct, frozen=True):
     spec: ks.Kernel
 
 
-def _row(task: Task, state: TaskState | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "kernel": task.name, "layers": list(task.layers), "count": task.count, "candidates": len(task.candidates),
-        "measured": 0, "quarantined": 0, "default_ms": None, "best_ms": None,
-    }  # fmt: skip
-    if state is not None:
-        row |= {"measured": len(state.seconds), "quarantined": len(state.quarantined)}
-        if state.seconds:
-            row["best_ms"] = 1e3 * state.seconds[state.best]
-            row["default_ms"] = 1e3 * state.seconds[task.default] if task.default in state.seconds else None
-    return row
+def _row(state: TaskState) -> dict[str, Any]:
+    task, default = state.task, state.seconds.get(state.task.default)
+    return {
+        "kernel": task.name,
+        "layers": list(task.layers),
+        "count": task.count,
+        "candidates": len(task.candidates),
+        "tuned_before": state.tuned_before,
+        "finished": state.finished,
+        "measured": len(state.seconds),
+        "quarantined": len(state.quarantined),
+        "default_ms": None if default is None else 1e3 * default,
+        "best_ms": None if state.incumbent is None else 1e3 * state.best,
+    }
 
 
 def kernels_of(job: Request, directory: Path, progress: Progress) -> tuple[KernelCall, ...]:
@@ -109,6 +118,7 @@ def tune(
     boards: Sequence[str] = (),
     budget: float | None = None,
     trials: int | None = None,
+    again: bool = False,
     dry_run: bool = False,
     shapes: Shapes | None = None,
     tuning_log: str | Path | None = None,
@@ -119,21 +129,20 @@ def tune(
 
     Parameters
     ----------
-    boards : measure on this board instead of here (one; registered name or ``host:port``)
-    budget : seconds; ``trials`` : measurements. Without either the search ends when nothing is left to gain
-    dry_run : list the kernels and their spaces only
+    boards : measure on these boards instead of here (registered names or ``host:port``); they share the work
+    budget : seconds; ``trials`` : measured candidates. Without either the search ends when nothing is left to gain
+    again : search kernels too that a shipped log or this one has settled
+    dry_run : list the kernels and their spaces, and what a search would take
     tuning_log : file to append to; by default that of the target in ``work_dir``
 
     Raises TvmflowError, see :mod:`tvmflow.errors`.
     """
-    from tvmflow.errors import UsageError
     from tvmflow.tune import log
-    from tvmflow.tune.measure import MetaScheduleMeasurer
+    from tvmflow.tune.measure import BoardMeasurer
     from tvmflow.tune.search import Limits, search
+    from tvmflow.tune.state import restore
     from tvmflow.tune.tasks import tasks
 
-    if len(boards) > 1:
-        raise UsageError("one board at a time", where="--board")
     chosen = get_target(target)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
         asked = request(
@@ -142,8 +151,10 @@ def tune(
         )  # fmt: skip
         found = tasks(in_child(kernels_of, asked, Path(scratch), progress, what="lowering"), chosen)
     path = Path(tuning_log) if tuning_log else log.local_log(chosen, Path(work_dir))
-    if dry_run:
-        return TuneResult(chosen.name, path, found, None)
-    measurer = MetaScheduleMeasurer(chosen, boards[0] if boards else None)
-    searched = search(found, chosen, measurer, path, Limits(trials, budget), progress)
-    return TuneResult(chosen.name, path, found, searched)
+    shipped = [entry for file in log.shipped_logs(chosen) for entry in log.read(file, strict=True)]
+    states = restore(found, chosen, path, shipped, again)
+    if dry_run or all(s.finished for s in states):
+        return TuneResult(chosen.name, path, tuple(states), None)
+    with BoardMeasurer(chosen, boards) as measurer:
+        searched = search(states, chosen, measurer, path, Limits(trials, budget), progress)
+    return TuneResult(chosen.name, path, searched.states, searched)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -29,7 +28,10 @@ _ROOTS = (Path(__file__).parents[1] / "_data" / "tuning_logs", Path(__file__).pa
 
 
 class TuningRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One measured decision. ``seconds`` are all run times of one call, raw."""
+    """One measured decision. ``seconds`` are all run times of one call, raw.
+
+    A record stays usable when its template gains fields: those have defaults. :func:`fitting` refuses it when the space changed.
+    """
 
     kernel: ks.Kernel
     target: str
@@ -37,32 +39,53 @@ class TuningRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: tuple[float, ...]
     date: str
     versions: dict[str, str]
+    scale: float = 1.0
+    """What ``seconds`` are multiplied with to be comparable with the kernel's other records: the incumbent's first time over
+    its time in the same rounds."""
+    accepted: bool = True
+    """False until it has won a second measurement against the incumbent: the best of many noisy times is a lucky one."""
+    settled: int = 0
+    """Candidates of the kernel's space when the search ended with this one as the best; 0 while there was more to gain."""
     schema: int = SCHEMA
 
     @property
     def best(self) -> float:
-        return min(self.seconds)
+        """Seconds of one call in the state of the machine in which the kernel's first record was made."""
+        return self.scale * min(self.seconds)
 
 
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 _DECODER = msgspec.json.Decoder(TuningRecord)
 
 
-def record(kernel: ks.Kernel, target: Target, tile: Tile, seconds: Iterable[float]) -> TuningRecord:
+def record(
+    kernel: ks.Kernel, target: Target, tile: Tile, seconds: Iterable[float], *, scale: float = 1.0, accepted: bool = True
+) -> TuningRecord:
     """A record of today. Raises ValueError without run times: a failed trial is never a record."""
     times = tuple(seconds)
     if not times or min(times) <= 0:
         raise ValueError("a record needs positive run times")
-    return TuningRecord(kernel, target.name, tile, times, datetime.date.today().isoformat(), versions())
+    today = datetime.date.today().isoformat()
+    return TuningRecord(kernel, target.name, tile, times, today, versions(), scale, accepted)
+
+
+def settle(entry: TuningRecord, candidates: int) -> TuningRecord:
+    """The record of a kernel's best decision once nothing is left to gain in its space."""
+    return msgspec.structs.replace(entry, settled=candidates)
 
 
 def append(path: Path, entry: TuningRecord) -> None:
+    """Adds one record, on disk before this returns."""
+    append_line(path, _ENCODER.encode(entry))
+
+
+def append_line(path: Path, line: bytes) -> None:
     """Adds one line, on disk before this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         if file.tell() and not _ends_in_newline(path):
             file.write(b"\n")  # a killed process left a torn line; it stays alone on its line
-        file.write(_ENCODER.encode(entry) + b"\n")
+        file.write(line + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -93,13 +116,41 @@ def read(path: Path, *, strict: bool = False) -> list[TuningRecord]:
 
 
 def merge(records: Iterable[TuningRecord], keep: int = KEPT) -> list[TuningRecord]:
-    """The ``keep`` fastest different decisions of each kernel and target, sorted: equal sets give equal files."""
+    """The ``keep`` best different decisions of each kernel and target, sorted: equal sets give equal files.
+
+    Accepted ones come first, the fastest before the others.
+    """
     groups: dict[tuple[str, str], dict[Tile, TuningRecord]] = {}
     for entry in records:
         tiles = groups.setdefault((entry.target, ks.encode(entry.kernel)), {})
-        if entry.tile not in tiles or entry.best < tiles[entry.tile].best:
+        if entry.tile not in tiles or _rank(entry) < _rank(tiles[entry.tile]):
             tiles[entry.tile] = entry
-    return [e for _, tiles in sorted(groups.items()) for e in sorted(tiles.values(), key=lambda e: e.best)[:keep]]
+    return [e for _, tiles in sorted(groups.items()) for e in sorted(tiles.values(), key=_rank)[:keep]]
+
+
+def _rank(entry: TuningRecord) -> tuple[bool, float, int, bytes]:
+    return not entry.accepted, entry.best, -entry.settled, _ENCODER.encode(entry)
+
+
+def fitting(kernel: ks.Kernel, tile: Tile, target: Target) -> Tile | None:
+    """The decision of today's space that a recorded one stands for, None when there is none.
+
+    Whether a kernel runs on several threads follows from its modelled size, not from what was measured on one: where the two
+    decisions differ in that only, today's holds.
+    """
+    template = template_for(kernel, target)
+    alike = None
+    for candidate in template.space(kernel, target):
+        if candidate == tile:
+            return tile
+        if _but_for_threads(candidate, tile):
+            alike = candidate
+    return alike
+
+
+def _but_for_threads(one: Tile, other: Tile) -> bool:
+    flag = getattr(one, "threads", None)
+    return type(one) is type(other) and isinstance(flag, bool) and msgspec.structs.replace(other, threads=flag) == one
 
 
 def write(path: Path, records: Iterable[TuningRecord]) -> None:
@@ -127,25 +178,35 @@ def lint(path: Path, target: Target) -> list[str]:
             found.append(f"{where}: for {entry.target}, not {target.name}")
         elif not isinstance(entry.tile, type(template.default(entry.kernel, target))):
             found.append(f"{where}: a tile of another template than {template.name}")
-        elif entry.tile not in set(template.space(entry.kernel, target)):
+        elif (tile := fitting(entry.kernel, entry.tile, target)) is None:
             found.append(f"{where}: {entry.tile} is not in the space of {template.name}")
         else:
-            template.emit(entry.kernel, entry.tile, "main")
+            template.emit(entry.kernel, tile, "main")
     return found
 
 
 @dataclass
 class TuningLog:
-    """The best decision of each kernel for one target."""
+    """The best few decisions of each kernel for one target."""
 
     name: str
-    """What the manifest says of it: ``none``, or the number of records and where they come from."""
-    best: Mapping[str, TuningRecord] = field(default_factory=dict)
+    """What the manifest says of it: ``none``, or the number of kernels and where they come from."""
+    best: Mapping[str, Sequence[TuningRecord]] = field(default_factory=dict)
+    """By the kernel's signature, the best first."""
+    refused: set[str] = field(default_factory=set)
+    """Kernels asked for whose records are all of decisions that the templates no longer have."""
 
-    def lookup(self, kernel: ks.Kernel, target: Target) -> Any:
-        """The recorded tile of a kernel, or None. Fits ``schedule``'s ``lookup``."""
-        entry = self.best.get(ks.encode(kernel))
-        return entry.tile if entry is not None and entry.target == target.name else None
+    def lookup(self, kernel: ks.Kernel, target: Target) -> Tile | None:
+        """The best recorded decision of a kernel that today's space has, or None. Fits ``schedule``'s ``lookup``."""
+        key = ks.encode(kernel)
+        entries = [e for e in self.best.get(key, ()) if e.target == target.name]
+        for entry in entries:
+            tile = fitting(kernel, entry.tile, target)
+            if tile is not None:
+                return tile
+        if entries:
+            self.refused.add(key)
+        return None
 
 
 def local_log(target: Target, work_dir: Path) -> Path:
@@ -173,5 +234,7 @@ def open_log(choice: str | Path, target: Target, work_dir: Path) -> TuningLog:
         name = "default"
     else:
         records, name = read(Path(choice), strict=True), Path(choice).name
-    fitting = merge([e for e in records if e.target == target.name], keep=1)
-    return TuningLog(f"{name}, {len(fitting)} kernels", {ks.encode(e.kernel): e for e in fitting})
+    best: dict[str, list[TuningRecord]] = {}
+    for entry in merge(e for e in records if e.target == target.name and e.accepted):
+        best.setdefault(ks.encode(entry.kernel), []).append(entry)
+    return TuningLog(f"{name}, {len(best)} kernels", best)

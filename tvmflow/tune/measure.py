@@ -1,182 +1,290 @@
-"""Builds and times candidates with MetaSchedule's builder and runners, in worker processes here or over RPC on a board.
+"""Builds candidates in worker processes and times them on boards, the candidates of one kernel in turns.
 
-A candidate that crashes or hangs takes a worker with it, not the search. The builder's and the runner's own functions are
-replaced: the stock ones import every tensor intrinsic in each worker (seconds), and fill arguments with values that
-no quantized network has.
+A group (the incumbent of a kernel and its challengers) is one library: built by one process of TVM's worker pool, loaded in one
+session of a board, its functions timed round after round on the same arguments. Whatever the machine does meanwhile, it does to
+all of them, so their ratios hold where their times do not. This machine is a board too (``local``: our server on the loopback
+device), so that one way of measuring serves all, and a candidate that crashes or hangs ends a session and nothing else.
+
+Several boards take groups from one queue, each as it gets free. TVM's tracker would hand out boards as well, but a request for
+one that is absent blocks for ever, and the stock server behind it does not survive a crashed session.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from typing import Any, Protocol
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeAlias
 
+import msgspec
 import numpy as np
 import tvm
 
-from tvmflow.errors import MissingTool
+from tvmflow.board.local import local_board
+from tvmflow.board.registry import LOCAL, Board
+from tvmflow.board.rpc import RemoteBoard, connect
+from tvmflow.errors import BoardError, MissingTool
 from tvmflow.kernels import spec as ks
 from tvmflow.schedule.template import Tile, template_for
 from tvmflow.target import Target
 
 BUILD_SECONDS = 120.0
-RUN_SECONDS = 60.0
-REPEAT, REPEAT_MS = 5, 8
-"""Times of a candidate: five, each the mean of as many calls as fill eight milliseconds."""
+BUILDS_OF_A_WORKER = 100
+"""Groups after which a build worker starts anew: LLVM's memory grows, and starting costs one to two seconds."""
+CONNECT_SECONDS = 30.0
+HANG_SECONDS = 30.0
+"""Silence after which a candidate is taken to hang."""
+ROUNDS = 4
+SAMPLES, SAMPLE_SECONDS = 4, 2e-3
+"""A round of a candidate is four samples, each the mean of as many calls as fill two milliseconds: less than a time slice, so
+that on a busy machine some are undisturbed."""
+HOPELESS = 1.5
+"""A candidate that was this much slower than the incumbent in one round is not timed again."""
+UNSTEADY = 1.02
+"""The machine is disturbed while the third best sample of the incumbent, or of the fastest, is this far above its best."""
+MOST_ROUNDS = 16
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Group:
+    """Candidates of one kernel that are compared with each other; the first is the incumbent."""
+
     kernel: ks.Kernel
-    tile: Tile
+    tiles: tuple[Tile, ...]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``seconds`` per call of each repeat; empty with the reason in ``error`` when it failed."""
+    """``seconds`` per call in each sample; empty with the reason in ``error`` when it failed."""
 
     seconds: tuple[float, ...]
     error: str = ""
 
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
 
 class Measurer(Protocol):
-    """What the search needs: outcomes in the order of the candidates."""
+    """What the search needs: groups as they get ready, in any order, each with the outcomes of its tiles in their order."""
 
-    def measure(self, candidates: Sequence[Candidate]) -> list[Outcome]: ...
+    def measure(self, groups: Sequence[Group]) -> Iterator[tuple[Group, list[Outcome]]]: ...
 
 
-def build_candidate(module: tvm.IRModule, target: Any, _params: Any) -> Any:
-    """MetaSchedule's ``f_build``: plain code generation, for CUDA in the environment that embeds machine code."""
-    if target.kind.name != "cuda":
-        return tvm.tirx.build(module, target=target)
+class Argument(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Built(msgspec.Struct, frozen=True):
+    """A group's library: functions ``c0``, ``c1``, ... and the arguments of each."""
+
+    library: str
+    arguments: tuple[tuple[Argument, ...], ...]
+
+
+def build_group(kernel: ks.Kernel, tiles: Sequence[Tile], target: Target, library: str) -> Built:
+    """The work of a build process: plain code generation, for CUDA in the environment that embeds machine code."""
     from tvmflow.build import cuda
+    from tvmflow.build.link import link
 
-    with target, cuda.compiler_environment(), tvm.transform.PassContext(config=cuda.PASS_CONFIG):
-        return tvm.tirx.build(module, target=target)
+    emit = template_for(kernel, target).emit
+    functions = {f"c{i}": emit(kernel, tile, f"c{i}") for i, tile in enumerate(tiles)}
+    module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
+    device = target.device()
+    with ExitStack() as around:
+        if target.cuda:
+            around.enter_context(device)
+            around.enter_context(cuda.compiler_environment())
+            around.enter_context(tvm.transform.PassContext(config=cuda.PASS_CONFIG))
+        built = tvm.tirx.build(module, target=device)
+    built.export_library(library, fcompile=lambda _, objects, **__: link([Path(o) for o in objects], Path(library), target))
+    arguments = [tuple(Argument(str(p.dtype), tuple(int(d) for d in p.shape)) for p in f.params) for f in functions.values()]
+    return Built(library, tuple(arguments))
 
 
-class MetaScheduleMeasurer:
-    """Local builder; the runner is local, or MetaSchedule's RPC runner on ``board``."""
+_Work: TypeAlias = tuple[Group, Future[Built]]
 
-    def __init__(self, target: Target, board: str | None = None, workers: int = 2) -> None:
+
+class BoardMeasurer:
+    """Builds on this machine, runs on ``boards``: registered names, ``host:port``, or ``local``."""
+
+    def __init__(self, target: Target, boards: Sequence[str] = ()) -> None:
         try:
-            from tvm.s_tir.meta_schedule.builder import LocalBuilder
-            from tvm.s_tir.meta_schedule.runner import EvaluatorConfig, LocalRunner, RPCConfig, RPCRunner
+            from tvm.support.popen_pool import PopenPoolExecutor
         except ImportError as error:
-            raise MissingTool(
-                f"tuning needs {error.name}", remedy="pip install tvmflow again: its requirements are incomplete"
-            ) from error
-        self.target, self.board = target, board
-        self._folder = tempfile.TemporaryDirectory(prefix="tvmflow-tune-")
-        export = _Export(target, self._folder.name)
-        self._builder = LocalBuilder(max_workers=workers, timeout_sec=BUILD_SECONDS, f_build=build_candidate, f_export=export)
-        evaluator = EvaluatorConfig(number=1, repeat=REPEAT, min_repeat_ms=REPEAT_MS)
-        if board is None:
-            os.environ["TVM_NUM_THREADS"] = "1"  # read by the runner's worker when it starts
-            self._runner: Any = LocalRunner(timeout_sec=RUN_SECONDS, evaluator_config=evaluator, f_alloc_argument=fill_arguments)
+            remedy = "pip install tvmflow again: its requirements are incomplete"
+            raise MissingTool(f"tuning needs {error.name}", remedy=remedy) from error
+        self.target = target
+        self._boards: dict[str, str | Board] = {name: name for name in boards or (LOCAL,)}
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._overlap = LOCAL not in self._boards or cores >= 4
+        """Whether builds and runs may go on at a time; on a small machine the builds would disturb the runs."""
+        workers = cores if LOCAL not in self._boards else max(1, cores - 2 * self._overlap)
+        self._resources = ExitStack()
+        self._folder = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="tvmflow-tune-"))
+        self._pool = PopenPoolExecutor(workers, timeout=BUILD_SECONDS, maximum_process_uses=BUILDS_OF_A_WORKER)
+        self._resources.callback(self._pool.shutdown)
+        self._libraries = 0
+        self._sessions: dict[str, RemoteBoard] = {}
+
+    def __enter__(self) -> BoardMeasurer:
+        if LOCAL in self._boards:
+            self._boards[LOCAL] = self._resources.enter_context(local_board())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for name in self._boards:
+            self._hang_up(name)
+        self._resources.close()
+
+    def measure(self, groups: Sequence[Group]) -> Iterator[tuple[Group, list[Outcome]]]:
+        """Builds all, and times each on the first board that is free. Between two calls the boards are free for others.
+
+        Raises BoardError when no board is left; what was on them then has no outcome, for it is not to blame.
+        """
+        builds = [(group, self._build(group)) for group in groups]
+        if not self._overlap:
+            wait([build for _, build in builds])
+        waiting: SimpleQueue[_Work | None] = SimpleQueue()
+        for item in builds:
+            waiting.put(item)
+        done: SimpleQueue[tuple[Group, list[Outcome]] | BaseException] = SimpleQueue()
+        for board in self._boards:
+            threading.Thread(target=self._serve, args=(board, waiting, done), daemon=True).start()
+        left, serving = len(builds), len(self._boards)
+        try:
+            while left:
+                found = done.get()
+                if isinstance(found, tuple):
+                    left -= 1
+                    yield found
+                    continue
+                serving -= 1
+                if not serving or not isinstance(found, BoardError):
+                    raise found
+        finally:
+            for _ in self._boards:
+                waiting.put(None)
+
+    def _serve(self, board: str, waiting: SimpleQueue[_Work | None], done: SimpleQueue[Any]) -> None:
+        """A board's thread. A board that is lost leaves its group to the others."""
+        try:
+            while (work := waiting.get()) is not None:
+                try:
+                    done.put((work[0], self._outcomes(board, *work)))
+                except BoardError:
+                    waiting.put((work[0], self._build(work[0])))
+                    raise
+        except BaseException as error:  # the thread's boundary: what is not handed over would be lost
+            done.put(error)
+        finally:
+            self._hang_up(board)
+
+    def _build(self, group: Group) -> Future[Built]:
+        self._libraries += 1
+        library = str(Path(self._folder) / f"{self._libraries}.so")
+        return self._pool.submit(build_group, group.kernel, group.tiles, self.target, library)
+
+    def _outcomes(self, board: str, group: Group, build: Future[Built]) -> list[Outcome]:
+        """Outcomes of a group; when it fails as a whole, of each candidate alone. Raises BoardError when the board is lost."""
+        try:
+            built = build.result()
+        except Exception as error:  # whatever the build process raised or died of
+            reason = str(error)
         else:
-            # the tracker's fields are not used: the session is opened by our own client
-            config = RPCConfig(tracker_host="-", tracker_port=1, tracker_key=board, session_timeout_sec=int(RUN_SECONDS))
-            self._runner = RPCRunner(
-                rpc_config=config,
-                evaluator_config=evaluator,
-                f_create_session=open_board,
-                f_alloc_argument=fill_remote_arguments,
-                f_cleanup=close_board,
-            )
+            session = self._session(board)
+            try:
+                return [Outcome(times) for times in time_group(session, built, "cuda" if self.target.cuda else "cpu")]
+            except BoardError as error:
+                reason = error.what
+            finally:
+                Path(built.library).unlink(missing_ok=True)
+            self._hang_up(board)
+            self._session(board)  # the candidate's fault only if the board still answers
+        if len(group.tiles) == 1:
+            return [Outcome((), _last_line(reason))]
+        alone = [Group(group.kernel, (tile,)) for tile in group.tiles]
+        return [outcome for single in alone for outcome in self._outcomes(board, single, self._build(single))]
 
-    def measure(self, candidates: Sequence[Candidate]) -> list[Outcome]:
-        """Builds all, then runs those that built, one at a time."""
-        from tvm.s_tir.meta_schedule.arg_info import TensorInfo
-        from tvm.s_tir.meta_schedule.builder import BuilderInput
-        from tvm.s_tir.meta_schedule.runner import RunnerInput
+    def _session(self, board: str) -> RemoteBoard:
+        if board not in self._sessions:
+            self._sessions[board] = connect(self._boards[board], timeout=CONNECT_SECONDS)
+            self._sessions[board].use_threads(1)
+        return self._sessions[board]
 
-        device = self.target.device()
-        modules = [_module(c, self.target) for c in candidates]
-        built = self._builder.build([BuilderInput(m, device) for m in modules])
-        outcomes: list[Outcome | None] = [Outcome((), _reason(b.error_msg)) if b.error_msg else None for b in built]
-        waiting = [i for i, o in enumerate(outcomes) if o is None]
-        kind = "cuda" if self.target.cuda else "cpu"
-        inputs = []
-        for i in waiting:
-            info = [TensorInfo(str(p.dtype), [int(d) for d in p.shape]) for p in modules[i]["main"].params]
-            inputs.append(RunnerInput(built[i].artifact_path, kind, info))
-        for i, future in zip(waiting, self._runner.run(inputs), strict=True):
-            result = future.result()
-            failed = result.error_msg is not None
-            outcomes[i] = Outcome((), _reason(result.error_msg)) if failed else Outcome(tuple(float(s) for s in result.run_secs))
-            Path(str(built[i].artifact_path)).unlink(missing_ok=True)
-        return [o if o is not None else Outcome((), "was not measured") for o in outcomes]
+    def _hang_up(self, board: str) -> None:
+        session = self._sessions.pop(board, None)
+        if session is not None:
+            session.close()
 
 
-def _module(candidate: Candidate, target: Target) -> tvm.IRModule:
-    function = template_for(candidate.kernel, target).emit(candidate.kernel, candidate.tile, "main")
-    return tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-
-
-def _reason(message: Any) -> str:
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+def _last_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "unknown"
 
 
-class _Export:
-    """MetaSchedule's ``f_export``: one shared library per candidate, linked for the target."""
+def time_group(board: RemoteBoard, built: Built, device_name: str) -> list[tuple[float, ...]]:
+    """Seconds per call of each function of a group in each sample. Raises BoardError when one crashes or hangs."""
+    device = board.device(device_name)
+    name = Path(built.library).name
+    with board.call("load candidates", HANG_SECONDS):
+        board.rpc.upload(bytearray(Path(built.library).read_bytes()), name)
+        module = board.rpc.load_module(name)
+        board.rpc.remove(name)
+        wanted = {(n, a) for arguments in built.arguments for n, a in enumerate(arguments)}
+        tensors = {key: board.tensor(_values(key[1]), device) for key in wanted}
 
-    def __init__(self, target: Target, folder: str) -> None:
-        self.target, self.folder = target, folder
+    def seconds(index: int, number: int, repeat: int) -> list[float]:
+        with board.call(f"time candidate {index}", HANG_SECONDS):
+            evaluator = module.time_evaluator(f"c{index}", device, number=number, repeat=repeat)
+            return [float(s) for s in evaluator(*(tensors[n, a] for n, a in enumerate(built.arguments[index]))).results]
 
-    def __call__(self, module: Any) -> str:
-        from tvmflow.build.link import link
-
-        handle, path = tempfile.mkstemp(suffix=".so", dir=self.folder)
-        os.close(handle)
-        module.export_library(path, fcompile=lambda out, objects, **_: link([Path(o) for o in objects], Path(path), self.target))
-        return path
-
-
-def fill_arguments(device: Any, arguments: Any, repeats: int) -> list[list[Any]]:
-    """MetaSchedule's ``f_alloc_argument``: bytes and floats of a quantized network, in the runner's process."""
-    return [[tvm.runtime.tensor(_values(dtype, shape), device) for _, dtype, shape in arguments] for _ in range(repeats)]
-
-
-def fill_remote_arguments(_session: Any, device: Any, arguments: Any, repeats: int) -> list[list[Any]]:
-    """The same on a board."""
-    return [
-        [tvm.runtime.empty(shape, dtype, device).copyfrom(_values(dtype, shape)) for _, dtype, shape in arguments]
-        for _ in range(repeats)
-    ]
+    numbers = []
+    for index in range(len(built.arguments)):
+        (once,) = seconds(index, 1, 1)
+        once = min(seconds(index, _calls(once, SAMPLE_SECONDS / 4), 2))  # the first call was a cold one
+        numbers.append(_calls(once, SAMPLE_SECONDS))
+    return in_turns(lambda index: seconds(index, numbers[index], SAMPLES), len(numbers))
 
 
-def _values(dtype: str, shape: Sequence[int]) -> np.ndarray:
-    """int8 and uint8 over their range; int32 tables of zeros (zero points, shifts); floats in (0, 1), no denormals, no NaN."""
+def _calls(once: float, seconds: float) -> int:
+    return max(1, ceil(seconds / max(once, 1e-9)))
+
+
+def in_turns(samples: Callable[[int], list[float]], count: int) -> list[tuple[float, ...]]:
+    """Rounds over ``samples(0 .. count - 1)``, of which 0 is the incumbent: the hopeless leave, a disturbed machine gets more."""
+    times: list[list[float]] = [[] for _ in range(count)]
+    racing = list(range(count))
+    for turn in range(1, MOST_ROUNDS + 1):
+        for index in racing:
+            times[index] += samples(index)
+        racing = [i for i in racing if i == 0 or min(times[i]) < HOPELESS * min(times[0])]
+        if turn >= ROUNDS and all(sorted(times[i])[2] < UNSTEADY * min(times[i]) for i in {0, fastest(times)}):
+            break
+    return [tuple(t) for t in times]
+
+
+def fastest(times: Sequence[Sequence[float]]) -> int:
+    return min(range(len(times)), key=lambda i: min(times[i]))
+
+
+def _values(argument: Argument) -> np.ndarray:
+    """int8 and uint8 over their range; int32 tables of zeros (zero points, shifts); floats in (0, 1), no denormals, no NaN.
+
+    They are what a quantized network holds: MetaSchedule's random fill has other values, which take other times.
+    """
     rng = np.random.default_rng(0)
-    if dtype in ("int8", "uint8"):
-        info = np.iinfo(dtype)
-        return rng.integers(info.min, info.max + 1, shape).astype(dtype)
-    if dtype.startswith("int"):
-        return np.zeros(shape, dtype)
-    return rng.uniform(0.1, 1.0, shape).astype(dtype)
-
-
-_BOARDS: dict[int, Any] = {}
-"""Open boards by session, in the runner's worker process: MetaSchedule hands back the session only."""
-
-
-def open_board(config: Any) -> Any:
-    """MetaSchedule's ``f_create_session``: through our client, which bounds every wait."""
-    from tvmflow.board.rpc import connect
-
-    board = connect(config.tracker_key, timeout=RUN_SECONDS)
-    board.use_threads(1)
-    _BOARDS[id(board.rpc)] = board
-    return board.rpc
-
-
-def close_board(session: Any, _path: Any) -> None:
-    """MetaSchedule's ``f_cleanup``."""
-    board = _BOARDS.pop(id(session), None)
-    if board is not None:
-        board.close()
+    if argument.dtype in ("int8", "uint8"):
+        info = np.iinfo(argument.dtype)
+        return rng.integers(info.min, info.max + 1, argument.shape).astype(argument.dtype)
+    if argument.dtype.startswith("int"):
+        return np.zeros(argument.shape, argument.dtype)
+    return rng.uniform(0.1, 1.0, argument.shape).astype(argument.dtype)
