@@ -1,4 +1,7 @@
-"""Time of each layer: the kernels that ran, joined with what the artifact's manifest says of them."""
+"""Time of each layer: the kernels that ran, joined with what the artifact's manifest says of them.
+
+The last row is what the virtual machine took between the kernels, so that the rows together are one whole run.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from tvmflow.bench.measure import MachinePeak
+    from tvmflow.runtime.profile import Profile
+
+BETWEEN = "(between kernels)"
+"""Name of the last row."""
 
 
 class Described(Protocol):
@@ -24,6 +31,10 @@ class Described(Protocol):
     def kernel(self) -> str: ...
     @property
     def integer(self) -> bool: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def tuned(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -37,19 +48,19 @@ class LayerTime:
     """1e9 operations, a multiply-add counted as two; 0 where data only moves."""
     peak_fraction: float | None = None
     """Share of the machine's peak in the layer's precision; None where there is no arithmetic or no peak."""
+    schedule: str = ""
+    tuned: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def layer_times(
-    profile: Iterable[tuple[str, float]], layers: Iterable[Described], peak: MachinePeak | None = None
-) -> tuple[LayerTime, ...]:
-    """Layers in the order in which they ran.
+def layer_times(profile: Profile, layers: Iterable[Described], peak: MachinePeak | None = None) -> tuple[LayerTime, ...]:
+    """Layers in the order in which they ran, then what the whole run took beside them.
 
     Parameters
     ----------
-    profile : (kernel symbol or layer name, milliseconds) in execution order, as ``Session.profile`` gives it
+    profile : kernels in execution order, as ``Session.profile`` gives it
     layers : rows of the manifest in execution order; layers that share a kernel are told apart by that order
 
     A profiled kernel that the manifest lacks is kept under its own name, with the operator ``other``.
@@ -58,7 +69,7 @@ def layer_times(
     for layer in layers:
         waiting[layer.kernel or layer.name].append(layer)
     found = []
-    for symbol, ms in profile:
+    for symbol, ms in profile.kernels:
         if not waiting[symbol]:
             found.append(LayerTime(symbol, "other", ms))
             continue
@@ -66,5 +77,6 @@ def layer_times(
         fraction = None
         if peak is not None and layer.gop > 0 and ms > 0:
             fraction = layer.gop / (peak.int8_gops if layer.integer else peak.fp32_gflops) / (ms / 1e3)
-        found.append(LayerTime(layer.name, layer.op, ms, layer.gop, fraction))
-    return tuple(found)
+        found.append(LayerTime(layer.name, layer.op, ms, layer.gop, fraction, layer.schedule, layer.tuned))
+    rest = profile.whole - sum(ms for _, ms in profile.kernels)
+    return (*found, LayerTime(BETWEEN, "dispatch", max(0.0, rest)))

@@ -11,6 +11,7 @@ import numpy as np
 
 from tvmflow.build.manifest import Manifest
 from tvmflow.errors import ArtifactError, DataError, nearest
+from tvmflow.runtime.profile import RUNS, Profile
 from tvmflow.runtime.session import as_input
 
 if TYPE_CHECKING:
@@ -67,12 +68,13 @@ class RemoteSession:
         self._prepare(inputs)
         return timed(self._board, self._vm.module, _PREPARED, self._device, [], repeat, number)
 
-    def profile(self, inputs: Mapping[str, Any], repeat: int = 10) -> list[tuple[str, float]]:
-        """Kernels in execution order with their milliseconds on the board, the median over ``repeat`` runs."""
+    def profile(self, inputs: Mapping[str, Any], runs: int = RUNS) -> Profile:
+        """Time of each kernel and of whole runs on the board, in turns."""
         self._prepare(inputs)
         with self._board.call("profile the model", RUN_SECONDS):
             measure = self._board.rpc.get_function("tvmflow.board.profile")
-            return [(name, ms) for name, ms in json.loads(str(measure(self._vm.module, _PREPARED, self.manifest.device, repeat)))]
+            found = json.loads(str(measure(self._vm.module, _PREPARED, self.manifest.device, runs)))
+        return Profile(tuple((name, ms) for name, ms in found["kernels"]), found["whole"])
 
     def _prepare(self, inputs: Mapping[str, Any]) -> None:
         """Binds the inputs to a function that returns nothing: outputs would cross the network inside of the measured time."""

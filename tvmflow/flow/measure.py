@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -72,6 +72,7 @@ def bench(
     Raises TvmflowError, see :mod:`tvmflow.errors`.
     """
     from tvmflow.bench.compare import Ours, Rounds, compare
+    from tvmflow.bench.layers import layer_times
     from tvmflow.bench.peers import peers
     from tvmflow.build.artifact import Artifact
     from tvmflow.data import load_data
@@ -90,9 +91,7 @@ def bench(
         peak = _peak_meter(manifest, threads, remote)
         ours = Ours(session, threads, _work(manifest), local=remote is None)
         result = compare(ours, contenders, inputs, Rounds(ROUNDS, each), peak=peak, progress=progress)
-        layers = ()
-        if per_layer:
-            layers = _layers(session, manifest, inputs, result)
+        layers = layer_times(session.profile(inputs), manifest.layers, result.machine_peak) if per_layer else ()
         result = replace(result, artifact=str(artifact), device=_device(remote), layers=layers)
     if report is not None:
         _write_bench_report(Path(report), result, manifest, opened.bytes)
@@ -174,15 +173,6 @@ def _peak_meter(manifest: Manifest, threads: int, remote: RemoteBoard | None) ->
     if remote is None:
         return peak_meter(target, threads, features=features)
     return peak_meter(target, threads, features=features, load=on_board(remote, target, threads))
-
-
-def _layers(session: Any, manifest: Manifest, inputs: dict[str, np.ndarray], result: BenchmarkResult) -> Any:
-    from tvmflow.bench.layers import layer_times
-
-    profile = session.profile(inputs)
-    # timing a kernel from outside costs a fixed time each; what the sum has more than a whole run is that cost
-    excess = max(0.0, sum(ms for _, ms in profile) - 1e3 * result.latency.min) / len(profile)
-    return layer_times([(name, max(0.0, ms - excess)) for name, ms in profile], manifest.layers, result.machine_peak)
 
 
 def _write_bench_report(path: Path, result: BenchmarkResult, manifest: Manifest, size: int) -> None:

@@ -13,6 +13,7 @@ from tvmflow.build.manifest import Manifest, read_manifest, verify_digest
 from tvmflow.errors import ArtifactError, DataError, EnvironmentProblem, nearest
 from tvmflow.model import TensorInfo
 from tvmflow.runtime import cpu
+from tvmflow.runtime.profile import RUNS, Profile, profile
 from tvmflow.runtime.threads import prepare_thread_pool
 
 
@@ -125,33 +126,10 @@ class Session:
             seconds.append((time.perf_counter() - start) / number)
         return seconds
 
-    def profile(self, inputs: Mapping[str, Any], repeat: int = 10) -> list[tuple[str, float]]:
-        """Kernels in execution order with their milliseconds, the median over ``repeat`` runs.
-
-        Every kernel is timed alone, from outside, so the sum exceeds :meth:`benchmark` by about a microsecond a kernel.
-        """
+    def profile(self, inputs: Mapping[str, Any], runs: int = RUNS) -> Profile:
+        """Time of each kernel and of whole runs, in turns."""
         call, wait = self._prepared(self._ordered(inputs))
-        runs: list[list[tuple[str, float]]] = []
-        started = 0.0
-
-        def around(_function: Any, symbol: str, before: bool, _result: Any, *_args: Any) -> int:
-            nonlocal started
-            if not symbol.startswith("vm.builtin."):
-                if not before:
-                    wait()
-                    runs[-1].append((symbol, (time.perf_counter() - started) * 1e3))
-                started = time.perf_counter()
-            return 0
-
-        call()
-        self._vm.set_instrument(around)
-        try:
-            for _ in range(repeat):
-                runs.append([])
-                call()
-        finally:
-            self._vm.set_instrument(None)
-        return [(calls[0][0], float(np.median([ms for _, ms in calls]))) for calls in zip(*runs, strict=True)]
+        return profile(call, wait, self._vm.set_instrument, runs)
 
     def close(self) -> None:
         """Free the model's memory. The session can't be used afterwards."""
