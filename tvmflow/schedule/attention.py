@@ -25,6 +25,9 @@ Expr = Any
 NOWHERE = -(1 << 28)
 """Added to the scores of columns that only fill a vector: their weight is 0."""
 
+SIDE_BY_SIDE = 8
+"""Most rows whose softmax is computed at the same time."""
+
 
 class AttentionTile(msgspec.Struct, frozen=True, tag="attention"):
     """``mr`` queries by ``nr`` vectors of keys stay in registers."""
@@ -75,8 +78,9 @@ class _Heads:
     def __init__(self, spec: Attention, tile: AttentionTile) -> None:
         self.spec, self.tile, self.dot = spec, tile, BY_NAME[tile.dot]
         self.value_dot = narrowest_above(self.dot, spec.dv)
-        self.columns = ceil(spec.n / self.dot.lanes) * self.dot.lanes
-        """Keys, filled up to whole vectors."""
+        size = self.dot.lanes * self.dot.group
+        self.columns = ceil(spec.n / size) * size
+        """Keys, filled up to whole vectors of groups."""
         self.shift = 128 if spec.x == "uint8" else 0
 
     def emit(self, q: Any, k: Any, v: Any, multiplier: Any, quant: Any, *rest: Any) -> None:
@@ -89,7 +93,7 @@ class _Heads:
             keys = _Panels(self, self.dot, spec.d, self.columns)
             keys.pack_rows(k, batch, head, -quant[0])
             values = _Panels(self, self.value_dot, self.columns, spec.dv)
-            values.pack_columns(v, batch, head, -quant[1])
+            values.pack_columns(v, batch, head, -quant[1], self.dot.lanes)
             scores = T.alloc_buffer((tile.mr * self.columns,), "int32", scope="global")
             weights = T.alloc_buffer((tile.mr * self.columns,), self.value_dot.a_dtype, scope="global")
             sums = T.alloc_buffer((tile.mr,), "int32", scope="global")
@@ -97,8 +101,9 @@ class _Heads:
                 start = block * tile.mr
                 m0 = T.Bind(tirx.min(start, spec.m - tile.mr) if spec.m % tile.mr else start)
                 self._scores(queries, keys, scores, m0, batch)
-                with T.serial(0, tile.mr) as row:
-                    self._softmax(scores, weights, sums, row)
+                together = next(r for r in range(SIDE_BY_SIDE, 0, -1) if tile.mr % r == 0)
+                with T.serial(0, tile.mr // together) as group:
+                    self._softmax(scores, weights, sums, [group * together + r for r in range(together)])
                 self._weighted_values(weights, values, sums, m0, batch, head)
 
     def _convert_mask(self, mask: Any) -> None:
@@ -152,27 +157,32 @@ class _Heads:
 
         keys.product(queries, m0 * spec.d, tile.mr, tile.nr, store)
 
-    def _softmax(self, scores: Any, weights: Any, sums: Any, row: Expr) -> None:
-        """Probabilities of one row, as kernels/reference.py defines them, and the sum of their steps."""
+    def _softmax(self, scores: Any, weights: Any, sums: Any, rows: list[Expr]) -> None:
+        """Probabilities of some rows, as kernels/reference.py defines them, and the sums of their steps.
+
+        The rows are done side by side: each waits for its maximum and its sum to come together from all lanes.
+        """
         lanes, vectors = self.dot.lanes, self.columns // self.dot.lanes
-        base = T.Bind(row * self.columns)
+        bases = [T.Bind(row * self.columns) for row in rows]
 
         def whole(value: int) -> Expr:
             return tir.splat(tir.const(value, "int32"), lanes)
 
-        def fold(body: Any, combine: Any, start: int) -> Any:
-            """``combine`` of ``body(offset)`` over the row's vectors, in a vector register."""
-            cell, everything = tir.register(lanes, "int32"), tir.at(0, lanes)
-            T.buffer_store(cell, whole(start), [everything])
+        def fold(body: Any, combine: Any, start: int) -> list[Any]:
+            """For each row, ``combine`` of ``body(row, offset)`` over its vectors, in a vector register."""
+            cells, everything = [tir.register(lanes, "int32") for _ in rows], tir.at(0, lanes)
+            for cell in cells:
+                T.buffer_store(cell, whole(start), [everything])
             with T.serial(0, vectors) as i:
-                T.buffer_store(cell, combine(cell[everything], body(T.Bind(base + i * lanes))), [everything])
-            return cell[everything]
+                for row, (cell, base) in enumerate(zip(cells, bases, strict=True)):
+                    T.buffer_store(cell, combine(cell[everything], body(row, T.Bind(base + i * lanes))), [everything])
+            return [cell[everything] for cell in cells]
 
-        top = fold(lambda o: scores[tir.at(o, lanes)], tirx.max, -(2**31))
-        top = T.Bind(tir.splat(_across("smax", top), lanes))
+        tops = fold(lambda _, o: scores[tir.at(o, lanes)], tirx.max, -(2**31))
+        tops = [T.Bind(tir.splat(_across("smax", top), lanes)) for top in tops]
 
-        def power(o: Expr) -> Expr:
-            below = T.Bind(tirx.min(top - scores[tir.at(o, lanes)], whole(LAST_SHIFT << FRACTION_BITS)))
+        def power(row: int, o: Expr) -> Expr:
+            below = T.Bind(tirx.min(tops[row] - scores[tir.at(o, lanes)], whole(LAST_SHIFT << FRACTION_BITS)))
             fraction = T.Bind(below & whole((1 << FRACTION_BITS) - 1))
             value = whole(TERMS[0])
             for term in TERMS[1:]:
@@ -181,21 +191,45 @@ class _Heads:
             T.buffer_store(scores, value, [tir.at(o, lanes)])
             return value
 
-        total = fold(power, _plus, 0)
-        scale = T.Bind(tir.splat(self.multiplier[1] / _across("add", total).astype("float32"), lanes))
+        totals = fold(power, _plus, 0)
+        scales = [T.Bind(tir.splat(self.multiplier[1] / _across("add", total).astype("float32"), lanes)) for total in totals]
+        value_dot = self.value_dot
+        low = int(np.iinfo(self.spec.x).min)
         zero = T.Bind(self.quant[1])
-        highest = T.Bind(tir.splat((tir.const(int(np.iinfo(self.spec.x).max), "int32") - zero).astype("float32"), lanes))
+        highest = T.Bind(tir.splat((tir.const(low + 255, "int32") - zero).astype("float32"), lanes))
         magic = tir.splat(tir.const(tir.Requantizer.MAGIC, "float32"), lanes)
+        shift = T.Bind(tir.splat(zero - tir.const(tir.Requantizer.MAGIC_BITS, "int32"), lanes))
+        ones = tir.splat(tir.const(1, value_dot.b_dtype), lanes * value_dot.group)
 
-        def probability(o: Expr) -> Expr:
-            steps = tirx.min(scores[tir.at(o, lanes)].astype(tir.lanes_of("float32", lanes)) * scale, highest) + magic
-            value = T.Bind(tirx.reinterpret(tir.lanes_of("int32", lanes), steps) - whole(tir.Requantizer.MAGIC_BITS))
-            stored = (value + tir.splat(zero, lanes)).astype(tir.lanes_of(self.spec.x, lanes))
-            T.buffer_store(weights, stored.astype(tir.lanes_of(self.value_dot.a_dtype, lanes)), [tir.at(o, lanes)])
-            return value
+        def stored(row: int, o: Expr) -> Expr:
+            steps = tirx.min(scores[tir.at(o, lanes)].astype(tir.lanes_of("float32", lanes)) * scales[row], highest) + magic
+            return T.Bind(tirx.reinterpret(tir.lanes_of("int32", lanes), steps) + shift)
 
-        total = fold(probability, _plus, 0)
-        T.buffer_store(sums, _across("add", total) * (tir.const(self.shift, "int32") - self.quant[2]), [row])
+        def group_of(row: int, o: Expr) -> Expr:
+            """``group`` vectors side by side in the words of one."""
+            parts = [stored(row, o + g * lanes) for g in range(value_dot.group)]
+            if value_dot.group == 1:
+                return parts[0].astype(tir.lanes_of(value_dot.a_dtype, lanes))
+            bits = 32 // value_dot.group
+            word = parts[-1] << whole(bits * (value_dot.group - 1))
+            for g, part in enumerate(parts[:-1]):
+                word = word | ((part & whole((1 << bits) - 1) if low else part) << whole(bits * g))
+            return T.Bind(word)
+
+        cells, everything = [tir.register(lanes, "int32") for _ in rows], tir.at(0, lanes)
+        for cell in cells:
+            T.buffer_store(cell, whole(0), [everything])
+        size = lanes * value_dot.group
+        with T.serial(0, self.columns // size) as i:
+            for row, (cell, base) in enumerate(zip(cells, bases, strict=True)):
+                word = group_of(row, T.Bind(base + i * size))
+                T.buffer_store(cell, value_dot.lanewise(cell[everything], word, ones, lanes), [everything])
+                T.buffer_store(
+                    weights, tirx.reinterpret(tir.lanes_of(value_dot.a_dtype, size), word), [tir.at(base + i * size, size)]
+                )
+        by = T.Bind(tir.const(self.shift, "int32") - self.quant[2])
+        for row, cell in zip(rows, cells, strict=True):
+            T.buffer_store(sums, (_across("add", cell[everything]) - zero * self.columns) * by, [row])
 
     def _weighted_values(self, weights: Any, values: _Panels, sums: Any, m0: Expr, batch: Expr, head: Expr) -> None:
         spec, tile, dot, quant = self.spec, self.tile, self.value_dot, self.quant
@@ -230,21 +264,24 @@ class _Panels:
         spec, dot = self.spec, self.dot
         with T.serial(0, self.vectors) as vector:
             with T.serial(0, dot.lanes) as lane:
-                row = tirx.min(vector * dot.lanes + lane, spec.n - 1) if spec.n % dot.lanes else vector * dot.lanes + lane
+                row = vector * dot.lanes + lane
+                if self.columns != spec.n:
+                    row = tirx.min(row, spec.n - 1)
                 source = T.Bind(((batch * spec.n + row) * spec.heads + head) * spec.d)
                 with T.serial(0, self.steps) as step:
                     to = ((vector * self.steps + step) * dot.lanes + lane) * dot.group
                     T.buffer_store(self.packed, self._signed(k, source + step * dot.group, dot.group), [tir.at(to, dot.group)])
             self._sum(vector, factor)
 
-    def pack_columns(self, v: Any, batch: Expr, head: Expr, factor: Expr) -> None:
-        """Rows of ``v`` stand below each other; rows beyond the last one repeat it: their weight is zero."""
+    def pack_columns(self, v: Any, batch: Expr, head: Expr, factor: Expr, apart: int) -> None:
+        """A step takes ``group`` rows of ``v`` that are ``apart``, as the weights lie; rows beyond the last one repeat it."""
         spec, dot = self.spec, self.dot
         with T.serial(0, self.vectors) as vector:
             column = T.Bind(head * spec.dv + self.first_column(vector))
             with T.serial(0, self.steps) as step:
-                rows = [step * dot.group + g for g in range(dot.group)]
-                if spec.n % dot.lanes:
+                first = step // apart * (apart * dot.group) + step % apart
+                rows = [first + g * apart for g in range(dot.group)]
+                if self.depth != spec.n:
                     rows = [tirx.min(row, spec.n - 1) for row in rows]
                 lines = [
                     T.Bind(self._signed(v, (batch * spec.n + row) * (spec.heads * spec.dv) + column, dot.lanes)) for row in rows
