@@ -155,18 +155,7 @@ def emit(spec: Conv2d, tile: ConvTile, name: str) -> tirx.PrimFunc:
     channels = max(geo.outputs, geo.dot.lanes) * spec.groups
     dot = geo.dot
     packed = (spec.groups, geo.vectors, spec.kh, geo.taps, geo.steps, dot.lanes, dot.group)
-    params: list[tuple[str, tuple[int, ...], str]] = [
-        ("x", (spec.n, spec.h, spec.w, spec.ic), spec.x),
-        ("weight", packed, dot.b_dtype),
-        ("bias", (channels,), dot.acc_dtype),
-    ]
-    if spec.is_integer:
-        params += [("multiplier", (channels,), "float32"), ("quant", (12 if spec.residual else 4,), "int32")]
-    else:
-        params += [("bounds", (2,), "float32")]
-    if spec.residual:
-        params.append(("residual", spec.out_shape, spec.y))
-    params.append(("y", spec.out_shape, spec.y))
+    params = tir.conv_params(spec, packed, dot.b_dtype, channels)
     return tir.prim_func(name, params, lambda *buffers: _Nest(geo, tile).emit(*buffers), {})
 
 

@@ -18,13 +18,12 @@ from tvm.tirx.script.builder import ir as T
 from tvmflow.schedule import tir
 
 Expr = Any
-Params = list[tuple[str, tuple[int, ...], str]]
 
 WORD = 4
 """int8 elements in a 32-bit word."""
 
 
-def kernel(name: str, params: Params, blocks: int, threads: int, body: Callable[..., None]) -> tirx.PrimFunc:
+def kernel(name: str, params: tir.Params, blocks: int, threads: int, body: Callable[..., None]) -> tirx.PrimFunc:
     """PrimFunc of one launch; ``body(block, thread, *flat views of the parameters)`` emits what each thread does."""
 
     def launch(*buffers: Any) -> None:
@@ -101,7 +100,7 @@ def select(condition: Expr | bool, value: Expr, other: Expr) -> Expr:
     return value if condition is True else T.if_then_else(condition, value, other)
 
 
-def element_kernel(name: str, params: Params, units: int, threads: int, body: Callable[..., None]) -> tirx.PrimFunc:
+def element_kernel(name: str, params: tir.Params, units: int, threads: int, body: Callable[..., None]) -> tirx.PrimFunc:
     """PrimFunc in which each thread does one of ``units`` independent pieces; ``body(unit, *flat views)``."""
 
     def guarded(block: Expr, thread: Expr, *buffers: Any) -> None:

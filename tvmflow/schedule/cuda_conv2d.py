@@ -101,18 +101,7 @@ def emit(spec: Conv2d, tile: GemmTile, name: str) -> tirx.PrimFunc:
     length = ceil(geo.length / tile.depth) * tile.depth
     channels = spec.groups * columns * tile.bn
     word = "int32" if spec.is_integer else "float32"
-    params: cuda.Params = [
-        ("x", (spec.n, spec.h, spec.w, spec.ic), spec.x),
-        ("weight", (spec.groups, columns, length, tile.bn), word),
-        ("bias", (channels,), word),
-    ]
-    if spec.is_integer:
-        params += [("multiplier", (channels,), "float32"), ("quant", (12 if spec.residual else 4,), "int32")]
-    else:
-        params += [("bounds", (2,), "float32")]
-    if spec.residual:
-        params.append(("residual", spec.out_shape, spec.y))
-    params.append(("y", spec.out_shape, spec.y))
+    params = tir.conv_params(spec, (spec.groups, columns, length, tile.bn), word, channels)
     blocks = spec.groups * columns * ceil(geo.pixels / tile.bm)
     return cuda.kernel(name, params, blocks, tile.threads, lambda *given: _Conv(geo, tile).emit(*given))
 

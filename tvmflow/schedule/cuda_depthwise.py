@@ -81,18 +81,7 @@ def emit(spec: Conv2d, tile: CudaDepthwiseTile, name: str) -> tirx.PrimFunc:
     lanes = _lanes(spec)
     size = ceil(spec.oc / lanes) * lanes
     word = "int32" if spec.is_integer else "float32"
-    params: cuda.Params = [
-        ("x", (spec.n, spec.h, spec.w, spec.ic), spec.x),
-        ("weight", (spec.kh * spec.kw, size), word),
-        ("bias", (size,), word),
-    ]
-    if spec.is_integer:
-        params += [("multiplier", (size,), "float32"), ("quant", (12 if spec.residual else 4,), "int32")]
-    else:
-        params += [("bounds", (2,), "float32")]
-    if spec.residual:
-        params.append(("residual", spec.out_shape, spec.y))
-    params.append(("y", spec.out_shape, spec.y))
+    params = tir.conv_params(spec, (spec.kh * spec.kw, size), word, size)
     units = spec.n * spec.oh * ceil(spec.ow / tile.pixels) * (size // lanes)
     return cuda.element_kernel(name, params, units, tile.threads, lambda *given: _Thread(spec, tile).emit(*given))
 

@@ -102,7 +102,7 @@ def emit_unary(spec: Unary, tile: ThreadTile, name: str) -> tirx.PrimFunc:
 def emit_binary(spec: Binary, tile: ThreadTile, name: str) -> tirx.PrimFunc:
     """Add or multiply with broadcasting; an operand that stands still along the innermost run is read once."""
     add = spec.fn == "add"
-    params: cuda.Params = [("a", spec.a_shape, spec.x), ("b", spec.b_shape, spec.x)]
+    params: tir.Params = [("a", spec.a_shape, spec.x), ("b", spec.b_shape, spec.x)]
     if not add:
         params.append(("multiplier", (1,), "float32"))
     params += [("quant", (8 if add else 5,), "int32"), ("y", spec.out_shape, spec.y)]
@@ -131,7 +131,7 @@ def emit_binary(spec: Binary, tile: ThreadTile, name: str) -> tirx.PrimFunc:
 def emit_pool(spec: Pool2d, tile: ThreadTile, name: str) -> tirx.PrimFunc:
     """``x, [multiplier, quant,] y``: a thread takes one pixel and four channels, or one."""
     average = spec.fn == "avg"
-    params: cuda.Params = [("x", (spec.n, spec.h, spec.w, spec.c), spec.x)]
+    params: tir.Params = [("x", (spec.n, spec.h, spec.w, spec.c), spec.x)]
     if average:
         params += [("multiplier", (spec.kh * spec.kw + 1,), "float32"), ("quant", (4,), "int32")]
     params.append(("y", spec.out_shape, spec.y))

@@ -26,10 +26,6 @@ Array = NDArray[Any]
 Expr = Any
 
 
-BAND_BYTES = 128 * 1024
-"""A band of input rows of this size stays in the second-level cache of every target, with room for weights and outputs."""
-
-
 class DepthwiseTile(msgspec.Struct, frozen=True, tag="depthwise"):
     """``mw`` outputs of a row are computed together; a band of ``rows`` output rows is staged and computed at once."""
 
@@ -51,22 +47,25 @@ def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[Dept
                 yield DepthwiseTile(dot.name, mw, rows)
 
 
-def estimate(spec: Conv2d, tile: DepthwiseTile) -> float:
-    """Cycles per row and vector of channels: packing of the columns, multiplies, epilogue."""
+def estimate(spec: Conv2d, tile: DepthwiseTile, l1_kib: int) -> float:
+    """Cycles per row and vector of channels: packing of the columns, multiplies, epilogue.
+
+    A band is staged, then walked once per vector of channels: more rows share what that costs, as long as the band stays in L1.
+    """
     dot = BY_NAME[tile.dot]
     row_groups = ceil(spec.kh / dot.group)
     columns = (tile.mw - 1) * spec.stride[1] + (spec.kw - 1) * spec.dilation[1] + 1
     pack = columns * (2 * spec.kh) / 2
     multiply = tile.mw * spec.kw * row_groups / 2
     body = max(pack + multiply, 5.0 * spec.kw * row_groups / max(tile.mw, 1)) + 4.0 * tile.mw + 8
-    weights = spec.kw * spec.kh * 2 + 40
+    weights = spec.kw * spec.kh * 2 + 80
     vectors = ceil(spec.oc / dot.lanes)
     bands = spec.n * ceil(spec.oh / tile.rows)
-    # a band is copied, then walked once per vector of channels: it should stay in cache, and its rows be shared by many outputs
-    band = band_rows(spec, tile.rows) * (spec.w + spec.pad[1] + spec.pad[3]) * spec.ic
+    element = 1 if spec.is_integer else 4
+    band = band_rows(spec, tile.rows) * (spec.w + spec.pad[1] + spec.pad[3]) * spec.ic * element
     copied = band / 32 if any(spec.pad) else 0.0
-    walk = vectors * (weights + tile.rows * ceil(spec.ow / tile.mw) * body) * (1.0 if band < BAND_BYTES else 1.3)
-    return bands * (copied + walk)
+    slower = 1.0 if band < l1_kib * 850 else 1.3
+    return bands * (copied + vectors * (weights + tile.rows * ceil(spec.ow / tile.mw) * body * slower))
 
 
 def pack(spec: Conv2d, tile: DepthwiseTile, consts: list[Array]) -> list[Array]:
@@ -80,18 +79,7 @@ def pack(spec: Conv2d, tile: DepthwiseTile, consts: list[Array]) -> list[Array]:
 def emit(spec: Conv2d, tile: DepthwiseTile, name: str) -> tirx.PrimFunc:
     """The kernel as a PrimFunc over ``x, packed weight, bias, (multiplier, quant | bounds)[, residual], y``."""
     dot = BY_NAME[tile.dot]
-    params: list[tuple[str, tuple[int, ...], str]] = [
-        ("x", (spec.n, spec.h, spec.w, spec.ic), spec.x),
-        ("weight", (spec.kh, spec.kw, spec.oc), dot.b_dtype),
-        ("bias", (spec.oc,), dot.acc_dtype),
-    ]
-    if spec.is_integer:
-        params += [("multiplier", (spec.oc,), "float32"), ("quant", (12 if spec.residual else 4,), "int32")]
-    else:
-        params += [("bounds", (2,), "float32")]
-    if spec.residual:
-        params.append(("residual", spec.out_shape, spec.y))
-    params.append(("y", spec.out_shape, spec.y))
+    params = tir.conv_params(spec, (spec.kh, spec.kw, spec.oc), dot.b_dtype, spec.oc)
     return tir.prim_func(name, params, lambda *buffers: _emit_body(spec, tile, dot, *buffers), {})
 
 

@@ -151,7 +151,7 @@ def emit_dequantize(spec: Dequantize, tile: FlatTile, name: str) -> tirx.PrimFun
 def emit_binary(spec: Binary, tile: FlatTile, name: str) -> tirx.PrimFunc:
     """Add or multiply with broadcasting: the innermost run on which both operands advance (or one stands still) is vectorised."""
     add = spec.fn == "add"
-    params: list[tuple[str, tuple[int, ...], str]] = [("a", spec.a_shape, spec.x), ("b", spec.b_shape, spec.x)]
+    params: tir.Params = [("a", spec.a_shape, spec.x), ("b", spec.b_shape, spec.x)]
     if not add:
         params.append(("multiplier", (1,), "float32"))
     params += [("quant", (8 if add else 5,), "int32"), ("y", spec.out_shape, spec.y)]

@@ -50,7 +50,7 @@ def estimate(spec: MatMul, tile: MatMulTile) -> float:
 def emit(spec: MatMul, tile: MatMulTile, name: str) -> tirx.PrimFunc:
     """``a, b, [multiplier, quant,] y``."""
     b_shape = (spec.batch, spec.n, spec.k) if spec.transpose_b else (spec.batch, spec.k, spec.n)
-    params: list[tuple[str, tuple[int, ...], str]] = [("a", (spec.batch, spec.m, spec.k), spec.x), ("b", b_shape, spec.x)]
+    params: tir.Params = [("a", (spec.batch, spec.m, spec.k), spec.x), ("b", b_shape, spec.x)]
     if spec.is_integer:
         params += [("multiplier", (1,), "float32"), ("quant", (5,), "int32")]
     params.append(("y", spec.out_shape, spec.y))

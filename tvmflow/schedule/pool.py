@@ -26,7 +26,7 @@ class PoolTile(msgspec.Struct, frozen=True, tag="pool"):
 def emit(spec: Pool2d, tile: PoolTile, name: str) -> tirx.PrimFunc:
     """``x, [multiplier, quant,] y``."""
     average = spec.fn == "avg"
-    params: list[tuple[str, tuple[int, ...], str]] = [("x", (spec.n, spec.h, spec.w, spec.c), spec.x)]
+    params: tir.Params = [("x", (spec.n, spec.h, spec.w, spec.c), spec.x)]
     if average:
         params += [("multiplier", (spec.kh * spec.kw + 1,), "float32"), ("quant", (4,), "int32")]
     params.append(("y", spec.out_shape, spec.y))

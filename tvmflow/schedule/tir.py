@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeAlias
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from tvmflow.kernels.spec import Conv2d
+
 Expr = Any
+Params: TypeAlias = list[tuple[str, tuple[int, ...], str]]
+"""Name, shape and dtype of each buffer that a kernel takes."""
 
 
 def const(value: float, dtype: str) -> Expr:
@@ -52,9 +56,7 @@ def parallel_if(condition: bool, extent: int) -> AbstractContextManager[Any]:
     return T.parallel(0, extent) if condition and extent > 1 else T.serial(0, extent)
 
 
-def prim_func(
-    name: str, params: list[tuple[str, tuple[int, ...], str]], body: Callable[..., None], attrs: dict[str, Any]
-) -> tirx.PrimFunc:
+def prim_func(name: str, params: Params, body: Callable[..., None], attrs: dict[str, Any]) -> tirx.PrimFunc:
     """Builds a PrimFunc with the given buffer parameters; ``body`` receives their flat views and emits statements."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
@@ -62,6 +64,23 @@ def prim_func(
         buffers = [T.arg(label, T.buffer(shape, dtype)) for label, shape, dtype in params]
         body(*[flat(b) for b in buffers])
     return builder.get()
+
+
+def conv_params(spec: Conv2d, weight: tuple[int, ...], weight_dtype: str, channels: int) -> Params:
+    """Parameters of a convolution: ``x, weight, bias, (multiplier, quant | bounds)[, residual], y``, the weight as it is packed
+    and the tables with room for ``channels``."""
+    params: Params = [
+        ("x", (spec.n, spec.h, spec.w, spec.ic), spec.x),
+        ("weight", weight, weight_dtype),
+        ("bias", (channels,), "int32" if spec.is_integer else "float32"),
+    ]
+    if spec.is_integer:
+        params += [("multiplier", (channels,), "float32"), ("quant", (12 if spec.residual else 4,), "int32")]
+    else:
+        params += [("bounds", (2,), "float32")]
+    if spec.residual:
+        params.append(("residual", spec.out_shape, spec.y))
+    return [*params, ("y", spec.out_shape, spec.y)]
 
 
 def to_int32(value: Expr, lanes: int) -> Expr:
