@@ -35,6 +35,12 @@ OURS = Peer("tvmflow", ("fp32", "int8"))
 PEERS = (
     Peer("onnxruntime", ("fp32", "int8", "int8-dynamic"), ("onnxruntime", "onnx"), transformers_only=("int8-dynamic",)),
     Peer("openvino", ("fp32", "bf16", "int8", "int8-bf16"), ("openvino", "nncf", "onnx")),
+    Peer(
+        "litert",
+        ("fp32", "int8", "int8-dynamic"),
+        ("torch==2.13.0", "litert-torch", "ai-edge-litert", "onnx"),
+        transformers_only=("int8-dynamic",),
+    ),
     # Its converter needs torch; any other version than ours would bring 5 GB for GPUs.
     Peer("ncnn", ("fp32", "int8"), ("torch==2.13.0", "ncnn", "pnnx", "onnx")),
     Peer("torch", ("fp32", "int8"), ("torch==2.13.0", "torchao", "onnx")),

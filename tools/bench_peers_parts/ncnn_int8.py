@@ -1,7 +1,7 @@
 """Post-training quantization of an ncnn network, as its tools ``ncnn2table`` and ``ncnn2int8`` do it, which its package lacks.
 
-Weights per output channel, activations per tensor, symmetric, by the largest magnitude. A convolution that only feeds convolutions
-hands on int8. The files: Tencent/ncnn, docs/developer-guide/param-and-model-file-structure.md.
+Weights per output channel, activations per tensor, symmetric, by the largest magnitude. A convolution whose output goes into
+convolutions only writes int8. The files: Tencent/ncnn, docs/developer-guide/param-and-model-file-structure.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ QUANTIZED = (*CONVOLUTIONS, "InnerProduct")
 WEIGHTLESS = ("BinaryOp", "Clip", "Flatten", "Input", "Pooling", "ReLU", "Reshape", "Softmax", "Split")
 INT8_TAG = 0x000D4B38
 INT8_SCALE_TERM = "8"
-HANDS_ON_INT8 = 100
+WRITES_INT8 = 100
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,16 @@ def quantize(param: Path, weights: Path, largest: Mapping[str, float], folder: P
         rows = values.reshape(layer.value("0"), -1)
         factors = 127 / np.maximum(np.abs(rows).max(1), 1e-12)
         integers = np.clip(np.rint(rows * factors[:, None]), -127, 127).astype(np.int8).tobytes()
-        after = handed_on(layer, layers, scales)
+        after = output_scale(layer, layers, scales)
         parts += [np.uint32(INT8_TAG).tobytes(), integers + b"\0" * (-len(integers) % 4), bias.tobytes()]
         parts += [np.float32(list(factors) + [scales[layer.bottoms[0]]] + [after] * bool(after)).tobytes()]
-        term = str(1 + HANDS_ON_INT8 * bool(after))
+        term = str(1 + WRITES_INT8 * bool(after))
         lines.append(replace(layer, parameters=(*layer.parameters, (INT8_SCALE_TERM, term))).line)
     (folder / "model.param").write_text("\n".join([*header, *lines]) + "\n")
     (folder / "model.bin").write_bytes(b"".join(parts))
 
 
-def handed_on(layer: Layer, layers: list[Layer], scales: dict[str, float]) -> float:
+def output_scale(layer: Layer, layers: list[Layer], scales: dict[str, float]) -> float:
     """The scale of a convolution's output when it is needed as int8 only; else 0."""
     users = [user for user in layers if set(layer.tops) & set(user.bottoms)]
     if len(users) == 1 and users[0].kind == "Split":
