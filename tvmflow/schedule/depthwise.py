@@ -47,7 +47,7 @@ def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[Dept
                 yield DepthwiseTile(dot.name, mw, rows)
 
 
-def estimate(spec: Conv2d, tile: DepthwiseTile, l1_kib: int) -> float:
+def estimate(spec: Conv2d, tile: DepthwiseTile, l1d_kib: int) -> float:
     """Cycles per row and vector of channels: packing of the columns, multiplies, epilogue.
 
     A band is staged, then walked once per vector of channels: more rows share what that costs, as long as the band stays in L1.
@@ -64,7 +64,7 @@ def estimate(spec: Conv2d, tile: DepthwiseTile, l1_kib: int) -> float:
     element = 1 if spec.is_integer else 4
     band = band_rows(spec, tile.rows) * (spec.w + spec.pad[1] + spec.pad[3]) * spec.ic * element
     copied = band / 32 if any(spec.pad) else 0.0
-    slower = 1.0 if band < l1_kib * 850 else 1.3
+    slower = 1.0 if band < l1d_kib * 850 else 1.3
     return bands * (copied + vectors * (weights + tile.rows * ceil(spec.ow / tile.mw) * body * slower))
 
 

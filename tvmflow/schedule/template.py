@@ -167,7 +167,7 @@ TEMPLATES: tuple[Template, ...] = (
         "depthwise",
         fits=lambda spec, target: isinstance(spec, ks.Conv2d) and spec.is_depthwise,
         space=lambda spec, target: depthwise.space(spec, dots(spec, target), _registers(target)),
-        estimate=lambda spec, tile, target: depthwise.estimate(spec, tile),
+        estimate=lambda spec, tile, target: depthwise.estimate(spec, tile, target.cpu.l1d_kib),
         emit=depthwise.emit,
         pack=depthwise.pack,
     ),
