@@ -64,7 +64,8 @@ def _axes(sch: Schedule, block: Any) -> tuple[list[Any], list[Any]]:
     if not loops:
         return [], []
     bindings = sch.get(loops[-1]).body.iter_values
-    spatial, reduction = [], []
+    spatial: list[Any] = []
+    reduction: list[Any] = []
     for loop in loops:
         kinds = [
             axis.iter_type
