@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import os
 import random
 import resource
@@ -18,8 +20,10 @@ import msgspec
 import numpy as np
 import pytest
 
+import tvmflow.build.manifest as manifest_module
 from tvmflow.build.artifact import Artifact, sign, write_atomically
 from tvmflow.build.manifest import (
+    DIGEST_SIZE,
     MANIFEST,
     SCHEMA,
     SELF_TEST,
@@ -278,3 +282,14 @@ def test_full_disk_while_packaging(compiled: Callable[[str], Any], tmp_path: Pat
 def test_artifact_is_a_value(artifact: Artifact) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         artifact.path = Path()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("size", [32, 100, 64, 131])
+@pytest.mark.parametrize("offset", [0, 1, 31, 40, 60])
+def test_digest_in_chunks(size: int, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest's own bytes count as zero, also where they lie in two chunks, or in three."""
+    monkeypatch.setattr(manifest_module, "CHUNK", 13)
+    content = bytearray(random.Random(size).randbytes(size + offset))
+    found = manifest_module.file_digest(io.BytesIO(content), offset)
+    content[offset : offset + DIGEST_SIZE] = bytes(DIGEST_SIZE)
+    assert found == hashlib.sha256(content).digest()

@@ -120,7 +120,7 @@ def sign(path: Path) -> None:
     """Put the digest of the file into its section."""
     _, offset = read_section(path, DIGEST)
     with path.open("r+b") as file:
-        digest = file_digest(file.read(), offset)
+        digest = file_digest(file, offset)
         file.seek(offset)
         file.write(digest)
 
