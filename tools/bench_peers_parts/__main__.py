@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_peers_parts import tables
+from bench_peers_parts import depth, tables
 from bench_peers_parts.environments import OURS, PEERS, Peer, Unavailable, folder, python
 from bench_peers_parts.models import MODELS, TRANSFORMERS, get
 from bench_peers_parts.prepare import prepared
@@ -90,6 +90,11 @@ def work(made: list[Prepared]) -> float | None:
     return None
 
 
+def save(report: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(report))
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -109,6 +114,7 @@ def arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--data", action="append", default=[], metavar="MODEL=DATA", help="calibration data (default: synthetic)")
     parser.add_argument("--rounds", type=int, default=10, help="turns of everybody; 0: install and prepare only")
     parser.add_argument("--seconds", type=float, default=0.25, help="timed runs in each turn")
+    parser.add_argument("--depth", action="store_true", help="instead: what compiling ResNets of 18 to 152 layers costs")
     parser.add_argument("--json", type=Path, help="write every raw run here")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     return parser, parser.parse_args()
@@ -134,6 +140,11 @@ def main() -> int:
         "command": shlex.join(["tools/bench_peers", *sys.argv[1:]]),
         "cells": [],
     }
+    if asked.depth:
+        report["depth"] = depth.measure()
+        print(depth.table(report["depth"]))
+        save(report, asked.json)
+        return 0
     for name in asked.models:
         for batch in map(int, asked.batch):
             model, calibration = get(name, batch, folder() / "models", data.get(name))
@@ -143,10 +154,10 @@ def main() -> int:
                 cell, priority = one_cell(name, batch, threads, made, calibration, asked.rounds, asked.seconds)
                 report["cells"].append({**to_json(cell), "load_average": load, "priority": priority})
                 say(tables.table(report["cells"][-1:]))
-                if asked.json:
-                    asked.json.write_text(json.dumps(report))
+                save(report, asked.json)
     if report["cells"]:
-        print((tables.markdown if asked.markdown else tables.table)(report["cells"] if not asked.markdown else report))
+        cells = report["cells"]
+        print(tables.markdown(report) if asked.markdown else f"{tables.table(cells)}\n\n{tables.costs(cells)}")
     return 0
 
 

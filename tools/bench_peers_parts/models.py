@@ -79,13 +79,13 @@ def from_data(data: str, model: onnx.ModelProto) -> Mapping[str, np.ndarray]:
     from tvmflow.data import load_data
     from tvmflow.model import TensorInfo
 
-    infos = [
+    infos = tuple(
         TensorInfo(
             value.name,
             tuple(d.dim_value for d in value.type.tensor_type.shape.dim),
             np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name,
         )
         for value in model.graph.input
-    ]
+    )
     found = [sample for sample, _ in zip(load_data(data, infos), range(SAMPLES), strict=False)]
     return {info.name: np.concatenate([sample[info.name] for sample in found]) for info in infos}

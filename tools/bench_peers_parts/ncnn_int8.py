@@ -89,7 +89,7 @@ def quantize(param: Path, weights: Path, largest: Mapping[str, float], folder: P
         integers = np.clip(np.rint(rows * factors[:, None]), -127, 127).astype(np.int8).tobytes()
         after = output_scale(layer, layers, scales)
         parts += [np.uint32(INT8_TAG).tobytes(), integers + b"\0" * (-len(integers) % 4), bias.tobytes()]
-        parts += [np.float32(list(factors) + [scales[layer.bottoms[0]]] + [after] * bool(after)).tobytes()]
+        parts += [np.array([*factors, scales[layer.bottoms[0]], *[after] * bool(after)], np.float32).tobytes()]
         term = str(1 + WRITES_INT8 * bool(after))
         lines.append(replace(layer, parameters=(*layer.parameters, (INT8_SCALE_TERM, term))).line)
     (folder / "model.param").write_text("\n".join([*header, *lines]) + "\n")

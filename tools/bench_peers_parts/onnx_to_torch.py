@@ -27,7 +27,7 @@ class Network(torch.nn.Module):
         loaded = onnx.load(model)
         constants = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in loaded.graph.initializer}
         graph = fuse(list(loaded.graph.node), constants)
-        if unknown := sorted({node.op_type for node in graph} - set(OPERATORS) - {"Linear"}):
+        if unknown := sorted({node.op_type for node in graph} - set(OPERATORS)):
             raise NotImplementedError(f"no translation to torch for {', '.join(unknown)}")
         self.inputs = [value.name for value in loaded.graph.input]
         (self.output,) = (value.name for value in loaded.graph.output)
@@ -45,7 +45,7 @@ class Network(torch.nn.Module):
         values |= zip(self.inputs, inputs, strict=True)
         for op, names, output, given in self.nodes:
             arguments = [values[name] if name else None for name in names]
-            values[output] = F.linear(*arguments) if op == "Linear" else OPERATORS[op](given, *arguments)
+            values[output] = OPERATORS[op](given, *arguments)
         result: torch.Tensor = values[self.output]
         return result
 
@@ -58,25 +58,17 @@ def fuse(nodes: list[onnx.NodeProto], constants: dict[str, torch.Tensor]) -> lis
     for node in nodes:
         before = maker.get(node.input[0])
         alone = before is not None and uses[node.input[0]] == 1
-        if node.op_type == "BatchNormalization" and alone and before.op_type == "Conv":
+        if before and alone and node.op_type == "BatchNormalization" and before.op_type == "Conv":
             fold_norm(node, before, constants)
-        elif (
-            node.op_type == "Add"
-            and alone
-            and before.op_type == "Linear"
-            and len(before.input) == 2
-            and node.input[1] in constants
-        ):
+        elif before and alone and node.op_type == "Add" and before.op_type == "Linear" and node.input[1] in constants:
             before.input.append(node.input[1])
-        elif node.op_type == "MatMul" and node.input[1] in constants:
-            weight = f"{node.input[1]}.T"
-            constants[weight] = constants[node.input[1]].T.contiguous()
-            node = helper.make_node("Linear", [node.input[0], weight], list(node.output))
-            maker[node.output[0]] = node
-            kept.append(node)
-            continue
         else:
+            if node.op_type == "MatMul" and node.input[1] in constants:
+                weight = f"{node.input[1]}.T"
+                constants[weight] = constants[node.input[1]].T.contiguous()
+                node = helper.make_node("Linear", [node.input[0], weight], list(node.output))
             kept.append(node)
+            maker[node.output[0]] = node
             continue
         before.output[0] = node.output[0]
         maker[node.output[0]] = before
@@ -141,6 +133,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Gemm": gemm,
     "GlobalAveragePool": lambda given, x: F.adaptive_avg_pool2d(x, 1),
     "LayerNormalization": norm,
+    "Linear": lambda given, x, weight, bias=None: F.linear(x, weight, bias),
     "MatMul": lambda given, a, b: torch.matmul(a, b),
     "Max": lambda given, x, low: torch.clamp(x, min=low),
     "MaxPool": max_pool,

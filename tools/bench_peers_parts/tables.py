@@ -75,6 +75,18 @@ def table(cells: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
+def costs(cells: Sequence[Record]) -> str:
+    """What it takes to begin: loading the model into the runtime, the first run, and the memory of the process after it."""
+    lines = [f"{'':72} load ms  first run ms  resident MB"]
+    for cell in cells:
+        for row in cell["rows"]:
+            if "load_seconds" in row:
+                label = f"{title(cell):36} {row['name']} {row['precision']}"
+                figures = f"{1e3 * row['load_seconds']:8.0f} {1e3 * row['first_run_seconds']:13.1f}"
+                lines.append(f"{label:71} {figures} {row['resident_bytes'] / 1e6:12.0f}")
+    return "\n".join(lines)
+
+
 def markdown(report: Record) -> str:
     """The README's section."""
     cells = report["cells"]

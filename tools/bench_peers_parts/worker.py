@@ -121,7 +121,7 @@ def main() -> None:
         return
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    {"serve": serve, "peak": peak}[verb](pipe, *rest)
+    (serve if verb == "serve" else peak)(pipe, *rest)
 
 
 if __name__ == "__main__":
