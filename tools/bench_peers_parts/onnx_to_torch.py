@@ -60,7 +60,14 @@ def fuse(nodes: list[onnx.NodeProto], constants: dict[str, torch.Tensor]) -> lis
         alone = before is not None and uses[node.input[0]] == 1
         if before and alone and node.op_type == "BatchNormalization" and before.op_type == "Conv":
             fold_norm(node, before, constants)
-        elif before and alone and node.op_type == "Add" and before.op_type == "Linear" and node.input[1] in constants:
+        elif (
+            before
+            and alone
+            and node.op_type == "Add"
+            and before.op_type == "Linear"
+            and len(before.input) == 2
+            and node.input[1] in constants
+        ):
             before.input.append(node.input[1])
         else:
             if node.op_type == "MatMul" and node.input[1] in constants:
