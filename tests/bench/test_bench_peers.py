@@ -42,14 +42,16 @@ class Fake:
 
 
 class FakePeak:
-    """100 int8 Gop/s and 50 fp32 GFLOP/s, once; slower after."""
+    """Measures ``rates`` in turn, the last of them ever after; fp32 is half of int8."""
 
     ready: dict[str, Any] = {}
-    rates = [100.0, 60.0, 60.0]
+
+    def __init__(self, rates: tuple[float, ...] = (100.0,), cpus: float = 1.0) -> None:
+        self.rates, self.cpus = list(rates), cpus
 
     def ask(self, **command: Any) -> dict[str, Any]:
         rate = self.rates.pop(0) if len(self.rates) > 1 else self.rates[0]
-        return {"int8_gops": rate, "fp32_gflops": rate / 2}
+        return {"int8_gops": rate, "fp32_gflops": rate / 2, "cpu": self.cpus, "wall": 1.0}
 
 
 def row(name: str, precision: str, worker: Any = None, reason: str = "") -> Any:
@@ -57,20 +59,18 @@ def row(name: str, precision: str, worker: Any = None, reason: str = "") -> Any:
     return part("rounds").Row(name, precision, worker, reason, facts=facts)
 
 
-def judged(*rows: Any, threads: int = 1, gop: float | None = 1.0) -> Any:
+def judged(*rows: Any, threads: int = 1, peak: FakePeak | None = None) -> Any:
     rounds = part("rounds")
-    peak = rounds.measure(rows, FakePeak(), rounds=2, seconds=0.0)
-    cell = rounds.Cell("net", 1, threads, gop, rows, peak)
+    cell = rounds.Cell("net", 1, threads, 1.0, rows, *rounds.measure(rows, peak or FakePeak(), rounds=2, seconds=0.0))
     rounds.judge(cell)
     return cell
 
 
 def test_everybody_takes_turns_and_the_highest_peak_counts() -> None:
-    FakePeak.rates = [60.0, 100.0, 60.0]
     log: list[str] = []
     first, second = Fake(0.02, log=log), Fake(0.02, log=log)
     first.ready["version"], second.ready["version"] = "first", "second"
-    cell = judged(row("tvmflow", "int8", first), row("onnxruntime", "int8", second))
+    cell = judged(row("tvmflow", "int8", first), row("onnxruntime", "int8", second), peak=FakePeak((60.0, 100.0)))
     assert log == ["first", "second"] * 2
     assert cell.peak == MachinePeak(100.0, 50.0)
     assert [len(r.times) for r in cell.rows] == [6, 6]
@@ -87,13 +87,21 @@ def test_more_than_one_cpu_with_one_thread_is_an_error() -> None:
 
 
 def test_nothing_above_the_peak_is_believed() -> None:
-    FakePeak.rates = [100.0]
     fast, likely = row("openvino", "int8", Fake(0.009)), row("ncnn", "int8", Fake(0.0101))
     cell = judged(row("tvmflow", "int8", Fake(0.02)), fast, likely)
     assert fast.reason == "not believed: 111 % of the machine's peak"
     assert likely.reason == "", "the peak is a measurement too"
     (found,) = part("tables").ratio(part("rounds").to_json(cell), "int8")[:1]
     assert found == pytest.approx(0.0101 / 0.02), "the ratio is to the best that is believed"
+
+
+def test_a_busy_machine_is_told() -> None:
+    tables, rounds = part("tables"), part("rounds")
+    quiet, busy = (
+        rounds.to_json(judged(row("tvmflow", "int8", Fake(0.02)), threads=2, peak=FakePeak(cpus=c))) for c in (1.9, 1.1)
+    )
+    assert "DISTURBED" not in tables.table([quiet])
+    assert "1.1 of 2 CPUs" in tables.table([busy])
 
 
 def test_another_networks_output_is_an_error() -> None:

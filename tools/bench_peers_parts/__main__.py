@@ -77,7 +77,7 @@ def one_cell(
                 row.facts = {key: value for key, value in row.worker.ready.items() if key != "output"}
             except Unavailable as problem:
                 row.reason = str(problem)
-        cell = Cell(name, batch, threads, work(made), tuple(rows), measure(rows, peak, rounds, seconds))
+        cell = Cell(name, batch, threads, work(made), tuple(rows), *measure(rows, peak, rounds, seconds))
         judge(cell)
         return cell, peak.priority
 

@@ -75,6 +75,8 @@ class Cell:
     gop: float | None
     rows: tuple[Row, ...]
     peak: MachinePeak | None
+    cpus: float = 0.0
+    """That the peak's kernels got, of as many as there are threads: fewer when other programs ran."""
 
     def fraction(self, row: Row) -> float | None:
         """Share of the machine's peak that the fastest run reached; all arithmetic counted as the row's precision."""
@@ -89,16 +91,18 @@ class Cell:
         return min(others, key=lambda r: r.minimum or 0.0, default=None)
 
 
-def measure(rows: Sequence[Row], peak: Asked | None, rounds: int, seconds: float) -> MachinePeak | None:
-    """``rounds`` turns of each row, ``seconds`` long, the machine's peak between them: the highest of all rounds."""
+def measure(rows: Sequence[Row], peak: Asked, rounds: int, seconds: float) -> tuple[MachinePeak | None, float]:
+    """``rounds`` turns of each row, ``seconds`` long, the machine's peak between them: the highest, and the CPUs that it had."""
     best: MachinePeak | None = None
+    cpu = wall = 0.0
     for _ in range(rounds):
         for row in rows:
             row.take(seconds)
-        if peak is not None:
-            now = MachinePeak(**peak.ask(seconds=seconds))
-            best = now if best is None else best.best(now)
-    return best
+        reply = peak.ask(seconds=seconds)
+        now = MachinePeak(reply["int8_gops"], reply["fp32_gflops"])
+        best = now if best is None else best.best(now)
+        cpu, wall = cpu + reply["cpu"], wall + reply["wall"]
+    return best, cpu / wall
 
 
 def judge(cell: Cell) -> None:
@@ -137,5 +141,12 @@ def to_json(cell: Cell) -> dict[str, Any]:
             found["cpu_per_wall"] = row.cpu / row.wall
             found["peak_fraction"] = cell.fraction(row)
         rows.append(found)
-    head = {"model": cell.model, "batch": cell.batch, "threads": cell.threads, "gop": cell.gop, "machine_peak": peak}
+    head = {
+        "model": cell.model,
+        "batch": cell.batch,
+        "threads": cell.threads,
+        "gop": cell.gop,
+        "machine_peak": peak,
+        "peak_cpus": cell.cpus,
+    }
     return {**head, "rows": rows}

@@ -8,6 +8,8 @@ from typing import Any
 OURS = "tvmflow"
 FAMILIES = ("int8", "fp32")
 DASH = "–"
+LEAST_CPUS = 0.85
+"""Of those that were asked for: below, the figures of several threads mean little."""
 Record = dict[str, Any]
 
 
@@ -44,13 +46,20 @@ def title(cell: Record) -> str:
     return f"{cell['model']}{batch}, {cell['threads']} thread{'s' * (cell['threads'] > 1)}"
 
 
+def disturbed(cell: Record) -> str:
+    """A warning when other programs took the cores."""
+    if cell["peak_cpus"] > LEAST_CPUS * cell["threads"]:
+        return ""
+    return f"; DISTURBED: {cell['peak_cpus']:.1f} of {cell['threads']} CPUs were to be had, measure again when it is quiet"
+
+
 def table(cells: Sequence[Record]) -> str:
     """One block a cell: every contender with min / median, share of peak, speed against ours, or the reason why not."""
     lines = []
     for cell in cells:
         peak = cell["machine_peak"]
         measured = f"; peak {peak['int8_gops']:.0f} int8 Gop/s, {peak['fp32_gflops']:.0f} fp32 GFLOP/s" if peak else ""
-        lines.append(f"{title(cell)}{measured}")
+        lines.append(f"{title(cell)}{measured}{disturbed(cell)}")
         for of in ("int8", "fp32", "bf16"):
             rows = [r for r in cell["rows"] if family(r) == of]
             ours = next((r["latency_ms"]["min"] for r in rows if r["name"] == OURS and believed(r)), None)
@@ -127,5 +136,6 @@ def markdown(report: Record) -> str:
                     columns.append(f"{DASH} ({notes.setdefault(reason, len(notes) + 1)})")
             columns.append(f"**{found[0]:.2f}**" if found else DASH)
             lines.append("| " + " | ".join(columns) + " |")
-    lines += [""] + [f"({number}) {reason}" for reason, number in notes.items()]
+    lines += [""] + [f"{title(cell)}{disturbed(cell)}" for cell in cells if disturbed(cell)]
+    lines += [f"({number}) {reason}" for reason, number in notes.items()]
     return "\n".join(lines)

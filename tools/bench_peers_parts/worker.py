@@ -93,10 +93,12 @@ def peak(pipe: Any, threads: str) -> None:
     meter = peak_meter(get_target("native"), int(threads), features=cpu.features()).fastest()
 
     def measure(asked: Reply) -> Reply:
-        found, end = meter.measure(), time.perf_counter() + asked["seconds"]
-        while time.perf_counter() < end:
+        cpu, begin = time.process_time(), time.perf_counter()
+        found = meter.measure()
+        while time.perf_counter() - begin < asked["seconds"]:
             found = found.best(meter.measure())
-        return {"int8_gops": found.int8_gops, "fp32_gflops": found.fp32_gflops}
+        used = {"wall": time.perf_counter() - begin, "cpu": time.process_time() - cpu}
+        return {"int8_gops": found.int8_gops, "fp32_gflops": found.fp32_gflops, **used}
 
     answer(pipe, {}, measure)
 
