@@ -45,6 +45,7 @@ SPILLS = {
     ("maddwd256", "first"): 40,
     ("sdot", "first"): 8,
     ("maddwd128", "depthwise"): 3,
+    ("neon_f32", "depthwise"): 1,
     ("maddwd256", "depthwise"): 3,
     ("maddwd512", "depthwise"): 12,
 }
