@@ -66,13 +66,15 @@ class _Chain:
     @staticmethod
     def of(walk: Walk, values: ks.MatMul, call: Any) -> _Chain | None:
         quantize, _ = _producer(walk, kernel_args(call)[0])
-        if not isinstance(kernel_of(quantize), ks.Quantize):
+        probabilities = kernel_of(quantize)
+        if not isinstance(probabilities, ks.Quantize) or probabilities.nchw:
             return None
         softmax, name = _producer(walk, kernel_args(quantize)[0])
         rank = len(shape_of(softmax)) if op_name(softmax) == "nn.softmax" else 0
         if not rank or int(softmax.attrs.axis) not in (-1, rank - 1):
             return None
-        shape = shape_of(softmax) if rank == 4 else (values.batch, 1, values.m, values.k)
+        batch, heads, m, n = shape_of(softmax) if rank == 4 else (values.batch, 1, values.m, values.k)
+        shape = (batch, heads, m, n)
         layers, mask = [name], None
         before, name = _producer(walk, softmax.args[0])
         if op_name(before) == "add":
