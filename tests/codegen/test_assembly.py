@@ -33,8 +33,8 @@ INSTRUCTION = {
     "maddwd128": r"^pmaddwd\b.*%xmm",
     "neon": r"^sm(la|ul)l2?\b",
     "sdot": r"^sdot\b",
-    "fma512": r"^vfmadd231ps\b.*%zmm",
-    "fma256": r"^vfmadd231ps\b.*%ymm",
+    "fma512": r"^vfmadd(213|231)ps\b.*%zmm",
+    "fma256": r"^vfmadd(213|231)ps\b.*%ymm",
     "sse": r"^mulps\b",
     "neon_f32": r"^fmla\b",
 }

@@ -17,6 +17,8 @@ from tvm.tirx.script.builder import ir as T
 from tvmflow.kernels.spec import Conv2d
 
 Expr = Any
+CACHE_LINE = 64
+"""Bytes; on CPUs with longer lines some prefetches ask twice."""
 Params: TypeAlias = list[tuple[str, tuple[int, ...], str]]
 """Name, shape and dtype of each buffer that a kernel takes."""
 
@@ -54,6 +56,13 @@ def register(lanes: int, dtype: str) -> Any:
 def parallel_if(condition: bool, extent: int) -> AbstractContextManager[Any]:
     """A loop that threads share when it is worth waking them."""
     return T.parallel(0, extent) if condition and extent > 1 else T.serial(0, extent)
+
+
+def prefetch(buffer: Any, index: Expr) -> None:
+    """Asks for the cache line of an element; it is on its way to the second-level cache while other work goes on."""
+    intrinsic = T.llvm_lookup_intrinsic_id("llvm.prefetch.p0")
+    read, to_l2, data = (const(n, "int32") for n in (0, 2, 1))
+    T.evaluate(T.call_llvm_intrin("void", intrinsic, tirx.address_of(buffer[index]), read, to_l2, data))
 
 
 def prim_func(name: str, params: Params, body: Callable[..., None], attrs: dict[str, Any]) -> tirx.PrimFunc:
