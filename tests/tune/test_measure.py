@@ -85,6 +85,13 @@ def test_boards_share_the_groups_and_a_lost_one_leaves_its_group_to_the_others()
     assert sorted(g.kernel.oc for g in found) == [k.oc for k in kernels]
 
 
+def test_a_batch_that_is_given_up_leaves_the_board_to_the_next() -> None:
+    with BoardMeasurer(NATIVE) as measurer:
+        for _ in measurer.measure([group(Conv2d(1, 4, 4, 16, 16 * n)) for n in range(1, 6)]):
+            break
+        assert [o.error for _, outcomes in measurer.measure([group(ADD)]) for o in outcomes] == [""]
+
+
 def test_without_any_board_nothing_is_blamed() -> None:
     with BoardMeasurer(NATIVE, ("127.0.0.1:1",)) as measurer, pytest.raises(BoardError):
         list(measurer.measure([group(POINTWISE)]))

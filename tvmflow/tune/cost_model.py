@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -32,18 +32,26 @@ class Sample:
     seconds: float
 
 
+DECISIONS = sorted({name for kind in get_args(Tile) for name in kind.__struct_fields__})
+"""Fields of the templates' tiles, each a column; those that are no numbers stay 0."""
+SIZES = ("h", "w", "ic", "oc", "kh", "groups", "residual", "m", "k", "n", "batch")
+
+
 def features(kernel: ks.Kernel, tile: Tile, target: Target) -> list[float]:
-    """Terms of the cycle model and the plain numbers of signature and tile, on a logarithmic scale."""
+    """Terms of the cycle model and the plain numbers of signature and tile, the large ones on a logarithmic scale."""
     modelled = template_for(kernel, target).estimate(kernel, tile, target)
-    row = [math.log(modelled), math.log1p(kernel.ops), math.log(modelled / max(kernel.ops, 1))]
-    decided = msgspec.structs.asdict(tile)
-    row += [float(decided.get(key, 0) or 0) for key in ("mh", "mw", "mr", "nr", "lanes", "channels_outer")]
-    mr = float(decided.get("mh", 1) or 1) * float(decided.get("mw", decided.get("mr", 1)) or 1)
-    row += [mr, mr * float(decided.get("nr", 1) or 1)]
-    shape = msgspec.structs.asdict(kernel)
-    row += [math.log1p(float(shape.get(key, 0) or 0)) for key in ("h", "w", "ic", "oc", "kh", "groups", "m", "k", "n", "batch")]
-    stride = shape.get("stride", (1, 1))
-    return [*row, float(stride[1])]
+    tiled, shape = msgspec.structs.asdict(tile), msgspec.structs.asdict(kernel)
+    pixels = float(tiled.get("mh", 1)) * float(tiled.get("mw", tiled.get("mr", 1)))
+    row = [
+        math.log(modelled),
+        math.log1p(kernel.ops),
+        math.log(modelled / max(kernel.ops, 1)),
+        pixels,
+        pixels * tiled.get("nr", 1),
+    ]
+    row += [float(value) if isinstance(value := tiled.get(name, 0), int | float) else 0.0 for name in DECISIONS]
+    row += [math.log1p(float(shape.get(name, 0))) for name in SIZES]
+    return [*row, float(shape.get("stride", (1, 1))[1])]
 
 
 class CostModel:

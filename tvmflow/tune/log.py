@@ -164,13 +164,15 @@ def write(path: Path, records: Iterable[TuningRecord]) -> None:
         new.unlink(missing_ok=True)
 
 
-def lint(path: Path, target: Target) -> list[str]:
+def lint(path: Path, target: Target, build: bool = True) -> list[str]:
     """What is wrong with the records of a log for ``target``, one sentence each: empty for a log that can be shipped.
 
-    Every line is a record of the target, its tile is in the space that its kernel has today, and code can be emitted for it.
+    Every line is a record of the target, and its tile is in the space that its kernel has today. With ``build`` code
+    is generated for each kernel's records: a failure of that is raised, for it is a template's bug and not the log's.
     Raises ConfigError for a line that is no record.
     """
     found = []
+    usable: dict[ks.Kernel, list[Tile]] = {}
     for number, entry in enumerate(read(path, strict=True), 1):
         where = f"{path.name}:{number}"
         template = template_for(entry.kernel, target)
@@ -181,7 +183,12 @@ def lint(path: Path, target: Target) -> list[str]:
         elif (tile := fitting(entry.kernel, entry.tile, target)) is None:
             found.append(f"{where}: {entry.tile} is not in the space of {template.name}")
         else:
-            template.emit(entry.kernel, tile, "main")
+            usable.setdefault(entry.kernel, []).append(tile)
+    if build:
+        from tvmflow.tune.generate import generate
+
+        for kernel, tiles in usable.items():
+            generate(kernel, tiles, target)
     return found
 
 
