@@ -59,7 +59,12 @@ def check(spec: ks.Kernel, tile: Any, target: Target | None = None, seed: int = 
 
 
 def run(spec: ks.Kernel, tile: Any, args: list[np.ndarray], target: Target) -> np.ndarray:
-    """Output of the generated code, with the constants packed as compile packs them."""
+    """First output of the generated code."""
+    return run_outputs(spec, tile, args, target)[0]
+
+
+def run_outputs(spec: ks.Kernel, tile: Any, args: list[np.ndarray], target: Target) -> list[np.ndarray]:
+    """Every output of the generated code, with the constants packed as compile packs them."""
     template = template_for(spec, target)
     names = argument_names(spec)
     function = template.emit(spec, tile, "main").with_attr("global_symbol", "main")
@@ -67,10 +72,9 @@ def run(spec: ks.Kernel, tile: Any, args: list[np.ndarray], target: Target) -> n
     constant = [i for i, n in enumerate(names) if n not in ("x", "a", "b", "residual")]
     for i, value in zip(constant, template.pack(spec, tile, [args[i] for i in constant]), strict=True):
         args = [*args[:i], value, *args[i + 1 :]]
-    out = np.zeros(spec.out_shape, spec.out_dtype)
-    arrays = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in [*args, out]]
+    arrays = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in [*args, *(np.zeros(*out) for out in spec.outputs)]]
     library["main"](*arrays)
-    return arrays[-1].numpy()
+    return [a.numpy() for a in arrays[len(args) :]]
 
 
 def argument_names(spec: ks.Kernel) -> tuple[str, ...]:
@@ -87,6 +91,9 @@ def argument_names(spec: ks.Kernel) -> tuple[str, ...]:
         return ("x",)
     if isinstance(spec, ks.Attention):
         return spec.ARGS[: 6 if spec.mask else 5]
+    if isinstance(spec, ks.LayerNorm):
+        present = {"residual": spec.residual, "multiplier": bool(spec.quantized), "quant": bool(spec.quantized)}
+        return tuple(name for name in spec.ARGS if present.get(name, True))
     return spec.ARGS
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.numerics.kernels import run
+from tests.numerics.kernels import run, run_outputs
+from tvmflow.kernels import reference
 from tvmflow.kernels.reference import run_kernel
 from tvmflow.kernels.spec import UNARY, LayerNorm, Softmax, Unary
 from tvmflow.schedule.elementwise import FlatTile
@@ -47,3 +48,26 @@ def test_layer_norm(n: int) -> None:
     got = run(spec, FlatTile(16), args, get_target("native"))
     # a mean of 100 costs two digits of the float32 input before anything is computed
     np.testing.assert_allclose(got, run_kernel(spec, args), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("storage", ["uint8", "int8"])
+@pytest.mark.parametrize("rows", [1, 2, 4, 9])
+@pytest.mark.parametrize("n", [1, 7, 16, 100])
+def test_layer_norm_with_residual_and_codes(n: int, rows: int, storage: str) -> None:
+    rng = np.random.default_rng(n)
+    x, residual = rng.standard_normal((2, rows, n)).astype(np.float32)
+    gamma, beta = rng.standard_normal((2, n)).astype(np.float32)
+    zero = np.array([int(np.iinfo(storage).min) + 100], np.int32)
+    args = [x, gamma, beta, np.array([1e-5], np.float32), residual, np.array([70.0], np.float32), zero]
+    spec = LayerNorm(rows, n, True, storage)
+    y, codes = run_outputs(spec, FlatTile(16), args, get_target("native"))
+    expected = reference.run_outputs(spec, args)
+    np.testing.assert_allclose(y, expected[0], rtol=1e-4, atol=1e-5)
+    # whether a float that lies between two steps goes up or down may depend on its last bit, never more than that
+    assert codes.dtype == expected[1].dtype == storage and np.abs(codes.astype(int) - expected[1].astype(int)).max() <= 1
+    np.testing.assert_array_equal(codes, np.clip(np.rint(y * np.float32(70)) + zero, *_range(storage)))
+    np.testing.assert_array_equal(y, run(LayerNorm(rows, n), FlatTile(16), [x + residual, *args[1:4]], get_target("native")))
+
+
+def _range(dtype: str) -> tuple[int, int]:
+    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)

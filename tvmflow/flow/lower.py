@@ -93,6 +93,7 @@ def lower(
     from tvmflow.optimize import optimize
     from tvmflow.quantize.realize import realize
     from tvmflow.schedule.fuse_attention import fuse_attention
+    from tvmflow.schedule.fuse_norm import fuse_norm
     from tvmflow.schedule.lower_float import lower_float
 
     with trace.stage("import"):
@@ -117,6 +118,8 @@ def lower(
             trace.show("fuse_attention", model.module)
     with trace.stage("lower float"):
         model = lower_float(model)
+        if target.cuda is None:
+            model = fuse_norm(model)
     trace.show("lower_float", model.module)
     notes = (*imported.notes, *(quantization.notes if quantization else ()))
     return Lowered(model, floating, imported.check, coverage, quantization, notes)

@@ -13,9 +13,13 @@ PREFIX = "tvmflow.kernel "
 
 
 def kernel_call(spec: ks.Kernel, args: Sequence[relax.Expr]) -> relax.Call:
-    """Relax call of a kernel. ``args`` follow ``spec.ARGS``; constants are ``relax.const``."""
-    out = relax.TensorType(spec.out_shape, spec.out_dtype)
-    return relax.op.call_dps_packed(PREFIX + ks.encode(spec), relax.Tuple(list(args)), out)
+    """Relax call of a kernel. ``args`` follow ``spec.ARGS``; constants are ``relax.const``. Several results come as a tuple."""
+    return relax.op.call_dps_packed(PREFIX + ks.encode(spec), relax.Tuple(list(args)), result_types(spec))
+
+
+def result_types(spec: ks.Kernel) -> list[relax.TensorType]:
+    """Types of a kernel's results, as ``call_dps_packed`` and ``call_tir`` take them."""
+    return [relax.TensorType(shape, dtype) for shape, dtype in spec.outputs]
 
 
 def kernel_of(expr: relax.Expr) -> ks.Kernel | None:

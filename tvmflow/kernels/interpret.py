@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from tvmflow.kernels.call import kernel_args, kernel_of
-from tvmflow.kernels.reference import run_kernel
+from tvmflow.kernels.reference import run_outputs
 
 Array = NDArray[Any]
 
@@ -51,7 +51,8 @@ def interpret(module: tvm.IRModule, inputs: Sequence[Array]) -> tuple[list[Array
 def _call(call: relax.Call, value: Any) -> Any:
     spec = kernel_of(call)
     if spec is not None:
-        return run_kernel(spec, [value(a) for a in kernel_args(call)])
+        results = run_outputs(spec, [value(a) for a in kernel_args(call)])
+        return results if len(results) > 1 else results[0]
     tensors: list[Array] = []
     params: list[relax.Var] = []
 

@@ -155,11 +155,14 @@ def _quantize(spec: ks.Quantize, args: Sequence[Array]) -> Array:
     x, scale, quant = args
     if spec.nchw:
         x = x.transpose(0, 2, 3, 1)
-    info = np.iinfo(spec.y)
-    zero = int(quant[0])
+    return _codes(x / scale[0], int(quant[0]), spec.y)
+
+
+def _codes(steps: Array, zero: int, dtype: str) -> Array:
+    info = np.iinfo(dtype)
     # the bounds are taken before the shift so that infinities saturate and no float is converted out of int32's range
-    steps = np.clip(np.rint(x / scale[0]), np.float32(info.min - zero), np.float32(info.max - zero))
-    return (steps.astype(np.int32) + zero).astype(spec.y)
+    steps = np.clip(np.rint(steps), np.float32(info.min - zero), np.float32(info.max - zero))
+    return (steps.astype(np.int32) + zero).astype(dtype)
 
 
 def _dequantize(spec: ks.Dequantize, args: Sequence[Array]) -> Array:
@@ -190,13 +193,19 @@ def _softmax(_spec: ks.Softmax, args: Sequence[Array]) -> Array:
     return (e / e.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
-def _layer_norm(_spec: ks.LayerNorm, args: Sequence[Array]) -> Array:
-    x, gamma, beta, epsilon = (a.astype(np.float64) for a in args)
+def _layer_norm(spec: ks.LayerNorm, args: Sequence[Array]) -> Array | tuple[Array, Array]:
+    x, gamma, beta, epsilon = (a.astype(np.float64) for a in args[:4])
+    if spec.residual:
+        x = x + args[4]
     centred = x - x.mean(axis=-1, keepdims=True)
-    return (centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + epsilon) * gamma + beta).astype(np.float32)
+    y = (centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + epsilon) * gamma + beta).astype(np.float32)
+    if not spec.quantized:
+        return y
+    multiplier, quant = args[-2:]
+    return y, _codes(y * multiplier[0], int(quant[0]), spec.quantized)
 
 
-_ORACLES: dict[type, Callable[[Any, Sequence[Array]], Array]] = {
+_ORACLES: dict[type, Callable[[Any, Sequence[Array]], Array | tuple[Array, ...]]] = {
     ks.Conv2d: _conv2d,
     ks.MatMul: _matmul,
     ks.Attention: _attention,
@@ -213,5 +222,11 @@ _ORACLES: dict[type, Callable[[Any, Sequence[Array]], Array]] = {
 
 def run_kernel(spec: ks.Kernel, args: Sequence[Array]) -> Array:
     """Result of ``spec`` on ``args``, in the order of ``spec.ARGS``; shape ``spec.out_shape``, dtype ``spec.out_dtype``."""
-    out = _ORACLES[type(spec)](spec, args)
-    return out.reshape(spec.out_shape)
+    return run_outputs(spec, args)[0]
+
+
+def run_outputs(spec: ks.Kernel, args: Sequence[Array]) -> tuple[Array, ...]:
+    """Every result of ``spec`` on ``args``, with the shapes of ``spec.outputs``."""
+    results = _ORACLES[type(spec)](spec, args)
+    results = results if isinstance(results, tuple) else (results,)
+    return tuple(result.reshape(shape) for result, (shape, _) in zip(results, spec.outputs, strict=True))

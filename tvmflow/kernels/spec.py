@@ -29,6 +29,11 @@ class Spec(msgspec.Struct, frozen=True, tag_field="op"):
         return str(getattr(self, "y"))  # noqa: B009  every concrete class has the field
 
     @property
+    def outputs(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each result; the first is ``out_shape``, ``out_dtype``, and the only one of most kernels."""
+        return ((self.out_shape, self.out_dtype),)
+
+    @property
     def ops(self) -> int:
         """Arithmetic operations, a multiply-add counted as two; 0 where data only moves."""
         return 0
@@ -324,13 +329,18 @@ class Softmax(Spec, frozen=True, tag="softmax"):
 class LayerNorm(Spec, frozen=True, tag="layer_norm"):
     """float32 layer normalization of each row: arguments ``x [rows, n], gamma [n], beta [n], epsilon [1]``.
 
+    With ``residual`` that tensor ``[rows, n]`` follows and is added to x first. With ``quantized``, a storage type,
+    ``multiplier [1]`` (``1 / scale``) and ``quant = [zero]`` follow, and the result is written twice: as float32 y, and as
+    ``clip(rint(y * multiplier) + zero)``.
     Ba, Kiros, Hinton, Layer Normalization, 2016; ONNX LayerNormalization over the last axis.
     """
 
     rows: int
     n: int
+    residual: bool = False
+    quantized: str = ""
 
-    ARGS = ("x", "gamma", "beta", "epsilon")
+    ARGS = ("x", "gamma", "beta", "epsilon", "residual", "multiplier", "quant")
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -339,6 +349,11 @@ class LayerNorm(Spec, frozen=True, tag="layer_norm"):
     @property
     def out_dtype(self) -> str:
         return "float32"
+
+    @property
+    def outputs(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        codes = ((self.out_shape, self.quantized),) if self.quantized else ()
+        return ((self.out_shape, self.out_dtype), *codes)
 
     @property
     def is_integer(self) -> bool:

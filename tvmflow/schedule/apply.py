@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from tvmflow.kernels import spec as ks
-from tvmflow.kernels.call import kernel_args, kernel_of
+from tvmflow.kernels.call import kernel_args, kernel_of, result_types
 from tvmflow.model import Model
 from tvmflow.optimize.expr import array, is_constant
 from tvmflow.optimize.walk import Walk, rewrite
@@ -73,7 +73,7 @@ def schedule(model: Model, target: Target, lookup: Lookup = untuned) -> tuple[Mo
         function = functions[spec, tile]
         kernels.append(ScheduledKernel(str(walk.name), str(function.name_hint), spec, template.name, tile, recorded is not None))
         args = _pack(kernel_args(call), lambda consts: template.pack(spec, tile, consts))
-        return relax.call_tir(function, relax.Tuple(args), relax.TensorType(spec.out_shape, spec.out_dtype))
+        return relax.call_tir(function, relax.Tuple(args), result_types(spec))
 
     module = rewrite(model.module, rule)
     module.update(library.get())

@@ -89,24 +89,39 @@ def _permuted(table: Any, x: Expr, bias: int, dtype: str) -> Expr:
 
 
 def quantize_lanes(value: Expr, scale: Expr, lo: Expr, hi: Expr, shift: Expr, lanes: int, dtype: str) -> Expr:
-    """kernels/reference.py ``_quantize`` on a vector; the rounding trick is explained at tir.Requantizer."""
-    steps = tir.clip(value / tir.splat(scale, lanes), tir.splat(lo, lanes), tir.splat(hi, lanes))
-    rounded = steps + tir.splat(tir.const(tir.Requantizer.MAGIC, "float32"), lanes)
+    """kernels/reference.py ``_quantize`` of a vector."""
+    return round_lanes(value / tir.splat(scale, lanes), lo, hi, shift, lanes, dtype)
+
+
+def round_lanes(steps: Expr, lo: Expr, hi: Expr, shift: Expr, lanes: int, dtype: str) -> Expr:
+    """kernels/reference.py ``_codes`` of a vector; the rounding trick is explained at tir.Requantizer."""
+    rounded = tir.clip(steps, tir.splat(lo, lanes), tir.splat(hi, lanes)) + tir.splat(
+        tir.const(tir.Requantizer.MAGIC, "float32"), lanes
+    )
     return (tirx.reinterpret(tir.lanes_of("int32", lanes), rounded) + tir.splat(shift, lanes)).astype(tir.lanes_of(dtype, lanes))
+
+
+class Codes:
+    """Bounds and shift of :func:`round_lanes` from the zero point in ``quant``."""
+
+    def __init__(self, quant: Any, dtype: str) -> None:
+        info = np.iinfo(dtype)
+        zero = T.Bind(quant[0])
+        self.lo, self.hi = (T.Bind((tir.const(int(b), "int32") - zero).astype("float32")) for b in (info.min, info.max))
+        self.shift, self.dtype = T.Bind(zero - tir.const(tir.Requantizer.MAGIC_BITS, "int32")), dtype
+
+    def __call__(self, steps: Expr, lanes: int) -> Expr:
+        return round_lanes(steps, self.lo, self.hi, self.shift, lanes, self.dtype)
 
 
 def emit_quantize(spec: Quantize, tile: FlatTile, name: str) -> tirx.PrimFunc:
     """float32 to integers, with the transpose of an NCHW input fused in."""
-    info = np.iinfo(spec.y)
 
     def body(x: Any, scale: Any, quant: Any, y: Any) -> None:
-        zero = T.Bind(quant[0])
-        by = T.Bind(scale[0])
-        lo, hi = (T.Bind((tir.const(int(b), "int32") - zero).astype("float32")) for b in (info.min, info.max))
-        shift = T.Bind(zero - tir.const(tir.Requantizer.MAGIC_BITS, "int32"))
+        by, codes = T.Bind(scale[0]), Codes(quant, spec.y)
 
         def convert(source: Expr, lanes: int) -> Expr:
-            return quantize_lanes(x[tir.at(source, lanes)], by, lo, hi, shift, lanes, spec.y)
+            return codes(x[tir.at(source, lanes)] / tir.splat(by, lanes), lanes)
 
         if not spec.nchw:
             chunked(prod(spec.shape), tile, lambda o, n: T.buffer_store(y, convert(o, n), [tir.at(o, n)]))
@@ -116,13 +131,10 @@ def emit_quantize(spec: Quantize, tile: FlatTile, name: str) -> tirx.PrimFunc:
         with tir.parallel_if(tile.threads and prod(spec.shape) > PARALLEL_ELEMENTS, n * h) as row:
 
             def pixels(column: Expr, lanes: int) -> None:
-                for_channels(row, column, lanes)
-
-            def for_channels(row: Expr, column: Expr, lanes: int) -> None:
                 with T.serial(0, c) as channel:
-                    image, line = row // h, row % h
+                    source = ((row // h * c + channel) * h + row % h) * w + column
                     staged = tir.register(lanes, spec.y)
-                    T.buffer_store(staged, convert(((image * c + channel) * h + line) * w + column, lanes), [tir.at(0, lanes)])
+                    T.buffer_store(staged, convert(source, lanes), [tir.at(0, lanes)])
                     for lane in range(lanes):
                         T.buffer_store(y, staged[lane], [(row * w + column + lane) * c + channel])
 

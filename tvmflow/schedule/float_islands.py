@@ -15,12 +15,14 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import LayerNorm, Softmax, Unary
 from tvmflow.schedule import tir
-from tvmflow.schedule.elementwise import FlatTile, chunked
+from tvmflow.schedule.elementwise import Codes, FlatTile, chunked
 from tvmflow.schedule.transcendental import Vector
 
 Expr = Any
 CHAINS = 4
 """Partial results of a reduction that are in flight."""
+SIDE_BY_SIDE = 4
+"""Most rows that are reduced at the same time."""
 PARALLEL_ELEMENTS = 16384
 
 
@@ -40,91 +42,153 @@ def emit_softmax(spec: Softmax, tile: FlatTile, name: str) -> tirx.PrimFunc:
     """Maximum, exponentials, their sum, one division a row."""
 
     def body(x: Any, y: Any) -> None:
-        with tir.parallel_if(tile.threads and spec.rows * spec.n > PARALLEL_ELEMENTS, spec.rows) as row:
-            base = T.Bind(row * spec.n)
-            top = _reduce(spec.n, tile.lanes, lambda o, n: x[tir.at(base + o, n)], tirx.max, x[base])
+        def some(bases: list[Expr]) -> None:
+            tops = _reduce(bases, spec.n, tile.lanes, lambda _, at, o, n: x[tir.at(at + o, n)], tirx.max, [x[b] for b in bases])
 
             def exponentials(o: Expr, n: int) -> None:
-                value = Vector(n).exp(T.Bind(x[tir.at(base + o, n)] - tir.splat(top, n)))
-                T.buffer_store(y, value, [tir.at(base + o, n)])
+                for base, top in zip(bases, tops, strict=True):
+                    value = Vector(n).exp(T.Bind(x[tir.at(base + o, n)] - tir.splat(top, n)))
+                    T.buffer_store(y, value, [tir.at(base + o, n)])
 
             tir.for_each_run(spec.n, tile.lanes, exponentials)
-            total = _reduce(spec.n, tile.lanes, lambda o, n: y[tir.at(base + o, n)], _add, tir.const(0.0, "float32"))
-            scale = T.Bind(tir.const(1.0, "float32") / total)
-            _in_place(spec.n, tile.lanes, y, base, lambda v, _o, n: v * tir.splat(scale, n))
+            totals = _reduce(bases, spec.n, tile.lanes, lambda _, at, o, n: y[tir.at(at + o, n)], _add)
+            for base, total in zip(bases, totals, strict=True):
+                _scale_in_place(spec.n, tile.lanes, y, base, T.Bind(tir.const(1.0, "float32") / total))
+
+        _rows(spec.rows, spec.n, tile, some)
 
     shape = (spec.rows, spec.n)
     return tir.prim_func(name, [("x", shape, "float32"), ("y", shape, "float32")], body, {})
 
 
 def emit_layer_norm(spec: LayerNorm, tile: FlatTile, name: str) -> tirx.PrimFunc:
-    """Mean, then the variance of the centred row (two passes: no cancellation), then scale and shift."""
-
-    def body(x: Any, gamma: Any, beta: Any, epsilon: Any, y: Any) -> None:
-        zero, count = tir.const(0.0, "float32"), tir.const(1.0 / spec.n, "float32")
-        with tir.parallel_if(tile.threads and spec.rows * spec.n > PARALLEL_ELEMENTS, spec.rows) as row:
-            base = T.Bind(row * spec.n)
-            mean = T.Bind(_reduce(spec.n, tile.lanes, lambda o, n: x[tir.at(base + o, n)], _add, zero) * count)
-
-            def squares(o: Expr, n: int) -> Expr:
-                centred = T.Bind(x[tir.at(base + o, n)] - tir.splat(mean, n))
-                return centred * centred
-
-            variance = _reduce(spec.n, tile.lanes, squares, _add, zero) * count
-            scale = T.Bind(tir.const(1.0, "float32") / tirx.sqrt(variance + epsilon[0]))
-
-            def finish(o: Expr, n: int) -> None:
-                centred = x[tir.at(base + o, n)] - tir.splat(mean, n)
-                value = centred * tir.splat(scale, n) * gamma[tir.at(o, n)] + beta[tir.at(o, n)]
-                T.buffer_store(y, value, [tir.at(base + o, n)])
-
-            tir.for_each_run(spec.n, tile.lanes, finish)
-
+    """Mean, then the variance of the centred row (two passes: no cancellation), then scale and shift, then codes."""
     shape, channel = (spec.rows, spec.n), (spec.n,)
     params = [("x", shape, "float32"), ("gamma", channel, "float32"), ("beta", channel, "float32"), ("epsilon", (1,), "float32")]
-    return tir.prim_func(name, [*params, ("y", shape, "float32")], body, {})
+    if spec.residual:
+        params.append(("residual", shape, "float32"))
+    if spec.quantized:
+        params += [("multiplier", (1,), "float32"), ("quant", (1,), "int32")]
+    params += [(f"y{i}", out, dtype) for i, (out, dtype) in enumerate(spec.outputs)]
+
+    def body(x: Any, gamma: Any, beta: Any, epsilon: Any, *rest: Any) -> None:
+        optional, outputs = rest[: len(rest) - len(spec.outputs)], rest[len(rest) - len(spec.outputs) :]
+        y = outputs[0]
+        codes = Codes(optional[-1], spec.quantized) if spec.quantized else None
+        count = tir.const(1.0 / spec.n, "float32")
+
+        def value(at: Expr) -> Expr:
+            return x[at] + optional[0][at] if spec.residual else x[at]
+
+        def some(bases: list[Expr]) -> None:
+            sums = _reduce(bases, spec.n, tile.lanes, lambda _, base, o, n: value(tir.at(base + o, n)), _add)
+            means = [T.Bind(s * count) for s in sums]
+
+            def squares(row: int, base: Expr, o: Expr, n: int) -> Expr:
+                centred = T.Bind(value(tir.at(base + o, n)) - tir.splat(means[row], n))
+                return centred * centred
+
+            sums = _reduce(bases, spec.n, tile.lanes, squares, _add)
+            scales = [T.Bind(tir.const(1.0, "float32") / tirx.sqrt(s * count + epsilon[0])) for s in sums]
+
+            for base, mean, scale in zip(bases, means, scales, strict=True):
+                _each_once(spec.n, tile.lanes, finish(base, mean, scale))
+
+        def finish(base: Expr, mean: Expr, scale: Expr) -> Callable[[Expr, int], None]:
+            def run(o: Expr, n: int) -> None:
+                centred = value(tir.at(base + o, n)) - tir.splat(mean, n)
+                result = T.Bind(centred * tir.splat(scale, n) * gamma[tir.at(o, n)] + beta[tir.at(o, n)])
+                T.buffer_store(y, result, [tir.at(base + o, n)])
+                if codes:
+                    T.buffer_store(outputs[1], codes(result * tir.splat(optional[-2][0], n), n), [tir.at(base + o, n)])
+
+            return run
+
+        _rows(spec.rows, spec.n, tile, some)
+
+    return tir.prim_func(name, params, body, {})
 
 
 def _add(a: Expr, b: Expr) -> Expr:
     return a + b
 
 
+def _rows(rows: int, n: int, tile: FlatTile, some: Callable[[list[Expr]], None]) -> None:
+    """``some(offsets)`` of a few rows at a time: while one waits for its sum, the next computes. Threads share them."""
+    together = next(r for r in range(SIDE_BY_SIDE, 0, -1) if rows % r == 0)
+    with tir.parallel_if(tile.threads and rows * n > PARALLEL_ELEMENTS, rows // together) as group:
+        some([T.Bind((group * together + r) * n) for r in range(together)])
+
+
 def _reduce(
-    count: int, lanes: int, load: Callable[[Expr, int], Expr], combine: Callable[[Expr, Expr], Expr], start: Expr
-) -> Expr:
-    """Combines ``load(offset, lanes)`` over a row into one scalar. ``start`` is neutral, or an element of a maximum."""
+    bases: list[Expr],
+    count: int,
+    lanes: int,
+    load: Callable[[int, Expr, Expr, int], Expr],
+    combine: Callable[[Expr, Expr], Expr],
+    starts: list[Expr] | None = None,
+) -> list[Expr]:
+    """Combines ``load(row, base, offset, lanes)`` over each row into one scalar; ``load`` meets every element once.
+
+    ``starts`` are neutral, 0 unless given, or an element of a maximum.
+    """
     while lanes > count:
         lanes //= 2
     whole = count // lanes
-    chains = min(CHAINS, whole)
-    partial = [tir.register(lanes, "float32") for _ in range(chains)]
+    done = whole * lanes
+    chains = min(max(1, CHAINS // len(bases)), whole)
+    starts = starts or [tir.const(0.0, "float32")] * len(bases)
+    partial = [[tir.register(lanes, "float32") for _ in range(chains)] for _ in bases]
     everything = tir.at(0, lanes)
-    for cell in partial:
-        T.buffer_store(cell, tir.splat(start, lanes), [everything])
+
+    def update(cell: Any, value: Expr) -> None:
+        T.buffer_store(cell, combine(cell[everything], value), [everything])
+
+    for cells, start in zip(partial, starts, strict=True):
+        for cell in cells:
+            T.buffer_store(cell, tir.splat(start, lanes), [everything])
     with T.serial(0, whole // chains) as i:
-        for c, cell in enumerate(partial):
-            T.buffer_store(cell, combine(cell[everything], load((i * chains + c) * lanes, lanes)), [everything])
+        for c in range(chains):
+            for row, base in enumerate(bases):
+                update(partial[row][c], load(row, base, (i * chains + c) * lanes, lanes))
     for v in range(whole // chains * chains, whole):
-        T.buffer_store(partial[0], combine(partial[0][everything], load(tir.const(v * lanes, "int32"), lanes)), [everything])
-    for cell in partial[1:]:
-        T.buffer_store(partial[0], combine(partial[0][everything], cell[everything]), [everything])
+        for row, base in enumerate(bases):
+            update(partial[row][0], load(row, base, tir.const(v * lanes, "int32"), lanes))
+    totals = []
+    for row, (base, (first, *others)) in enumerate(zip(bases, partial, strict=True)):
+        for cell in others:
+            update(first, cell[everything])
+        total = _across(first[everything], lanes, combine)
+        with T.serial(0, count - done) as rest:
+            T.buffer_store(total, combine(total[0], load(row, base, done + rest, 1)), [0])
+        totals.append(T.Bind(total[0]))
+    return totals
+
+
+def _across(vector: Expr, lanes: int, combine: Callable[[Expr, Expr], Expr]) -> Any:
+    """Buffer of one element: the lanes combined by halves."""
+    while lanes > 1:
+        # a buffer of its own: one that is read in parts does not stay in a register
+        whole = tir.register(lanes, "float32")
+        T.buffer_store(whole, vector, [tir.at(0, lanes)])
+        lanes //= 2
+        vector = T.Bind(combine(*[whole[tir.at(tir.const(half, "int32"), lanes)] for half in (0, lanes)]))
     total = tir.register(1, "float32")
-    T.buffer_store(total, partial[0][0], [0])
-    for lane in range(1, lanes):
-        T.buffer_store(total, combine(total[0], partial[0][lane]), [0])
-    with T.serial(0, count - whole * lanes) as rest:
-        T.buffer_store(total, combine(total[0], load(whole * lanes + rest, 1)), [0])
-    return T.Bind(total[0])
+    T.buffer_store(total, vector, [0])
+    return total
 
 
-def _in_place(count: int, lanes: int, y: Any, base: Expr, change: Callable[[Expr, Expr, int], Expr]) -> None:
-    """``y = change(y)`` over a row. An element must not be changed twice: what is left after whole vectors goes one by one."""
+def _scale_in_place(count: int, lanes: int, y: Any, base: Expr, factor: Expr) -> None:
+    """Multiplies a row."""
+    _each_once(count, lanes, lambda o, n: T.buffer_store(y, y[tir.at(base + o, n)] * tir.splat(factor, n), [tir.at(base + o, n)]))
+
+
+def _each_once(count: int, lanes: int, body: Callable[[Expr, int], None]) -> None:
+    """``body(offset, lanes)`` over a row that is changed in place: what is left after whole vectors goes one by one."""
     while lanes > count:
         lanes //= 2
     whole = count // lanes
     with T.serial(0, whole) as i:
-        o = i * lanes
-        T.buffer_store(y, change(y[tir.at(base + o, lanes)], o, lanes), [tir.at(base + o, lanes)])
+        body(i * lanes, lanes)
     with T.serial(0, count - whole * lanes) as rest:
-        o = whole * lanes + rest
-        T.buffer_store(y, change(y[base + o], o, 1), [base + o])
+        body(whole * lanes + rest, 1)
