@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ def fake(answer: bytes | None) -> Iterator[Board]:
                     return
                 open_connections.append(connection)
                 if answer is not None:
-                    connection.sendall(answer)
-                    connection.shutdown(socket.SHUT_WR)
+                    with suppress(OSError):  # the client may have left, and the test with it
+                        connection.sendall(answer)
+                        connection.shutdown(socket.SHUT_WR)
 
         threading.Thread(target=accept, daemon=True).start()
         yield Board(name="fake", port=listener.getsockname()[1])

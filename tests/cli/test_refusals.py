@@ -59,6 +59,15 @@ def test_artifact_of_a_newer_schema(cli: Cli, tmp_path: Path, verb: str) -> None
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.parametrize("verb", ["run", "verify", "bench"])
+def test_artifact_for_a_processor_with_more_instructions(cli: Cli, tmp_path: Path, verb: str) -> None:
+    ran = cli(verb, write_artifact(tmp_path / "new.so", target="zen9", isa_required=("avx9",)), "--json")
+    assert ran.code == 1 and "Traceback" not in ran.err
+    error = ran.json["error"]
+    assert error["kind"] == "ArtifactError" and error["remedy"]
+    assert "compiled for zen9 and needs CPU features that this machine lacks: avx9" in error["what"]
+
+
 @pytest.fixture
 def board_of() -> Iterator[Callable[..., str]]:
     """``board_of(tvm="0.25.0", ...)`` is the address of a board that tells these versions of itself, and nothing more."""

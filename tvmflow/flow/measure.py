@@ -131,10 +131,12 @@ def verify(artifact: str | Path, *, board: str | None = None, threads: int | Non
 
 
 def inspect(artifact: str | Path) -> Manifest:
-    """What a compiled file says about itself. The file is not executed."""
-    from tvmflow.build.artifact import Artifact
+    """What a compiled file says about itself. The file is compared with its digest, and not executed. Raises ArtifactError."""
+    from tvmflow.build.manifest import read_manifest, verify_digest
 
-    return Artifact.open(artifact).manifest
+    manifest = read_manifest(artifact)
+    verify_digest(artifact)
+    return manifest
 
 
 def sample_inputs(artifact: str | Path, manifest: Manifest) -> dict[str, np.ndarray]:
