@@ -53,9 +53,11 @@ SPILLS = {
 share, and adds products of two steps before it adds them to the sum: more values than 16 registers hold. Without the unrolling or
 the regrouping the same kernels take as long on a Zen 5 (12.6 us either way)."""
 
-SATURATES = re.compile(r"^v?pmaddubsw\b|^v?paddu?s[bw]\b|^(\{vex\}\s+)?vpdpbusds\b|^u?sqadd\b|^sqdml")
+SATURATES = re.compile(r"^v?pmaddubsw\b|^(\{vex\}\s+)?vpdpbusds\b|^sqdml")
+"""Multiply-adds that saturate. Packs and the zero point's addition do, once the sum is rounded: schedule/packs.py."""
 GATHERS = re.compile(r"^vp?(gather|scatter)")
 SCALAR_MULTIPLY = re.compile(r"^v?mulss\b|^vfn?madd\d+ss\b|^fn?madd\b|^v?mulsd\b")
+STORE = re.compile(r"^v?movup[sd]\s+%[xyz]mm\d+,|^st[rp]\s+q.*\[(?!sp|x29)")
 JUMP = re.compile(r"^(?:j\w+|b|b\.\w+|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)$")
 
 
@@ -80,8 +82,10 @@ def innermost_loops(code: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 
 def hottest(code: tuple[str, ...], instruction: str) -> tuple[str, ...]:
-    """The innermost loop with the most multiplies."""
-    return max(innermost_loops(code), key=lambda body: count(body, re.compile(instruction)))
+    """The innermost loop with the most multiplies, one that stores nothing if there is such: sums grow in registers, and the
+    transforms of a Winograd convolution, which multiply too, are none of it."""
+    pattern = re.compile(instruction)
+    return max(innermost_loops(code), key=lambda body: (count(body, pattern) >= 4 and not count(body, STORE), count(body, pattern)))
 
 
 def count(code: tuple[str, ...], pattern: re.Pattern[str]) -> int:

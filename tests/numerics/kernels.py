@@ -123,8 +123,9 @@ def _clamp(rng: np.random.Generator, dtype: str) -> list[int]:
 
 def _fixed(rng: np.random.Generator, dtype: str) -> list[int]:
     """``[a_zero, b_zero, y_zero, lo, hi, ma, mb, shift]`` of a fixed-point add."""
-    shift = int(rng.integers(1, 21))
-    ma, mb = (int(v) for v in rng.integers(-(1 << shift), 1 << shift, 2))
+    shift = int(rng.integers(1, 23))
+    largest = min(1 << shift, 2**15 - 1)
+    ma, mb = (int(v) for v in rng.integers(-largest, largest + 1, 2))
     return [_zero(rng, dtype), _zero(rng, dtype), _zero(rng, dtype), *_clamp(rng, dtype), ma, mb, shift]
 
 

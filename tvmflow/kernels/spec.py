@@ -169,7 +169,7 @@ class Binary(Spec, frozen=True, tag="binary"):
     """Elementwise ``add`` or ``mul`` of two quantized tensors with numpy broadcasting of equal ranks.
 
     add, arguments ``a, b, quant = [a_zero, b_zero, y_zero, lo, hi, ma, mb, shift]``: int32 fixed point,
-    ``((a - a_zero) * ma + (b - b_zero) * mb + 2**(shift-1)) >> shift``.
+    ``((a - a_zero) * ma + (b - b_zero) * mb + 2**(shift-1)) >> shift`` with ``|ma|, |mb| < 2**15`` and ``1 <= shift <= 22``.
     mul, arguments ``a, b, multiplier [1], quant = [a_zero, b_zero, y_zero, lo, hi]``.
     """
 

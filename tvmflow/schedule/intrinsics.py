@@ -47,13 +47,19 @@ class Dot:
     narrower: str = ""
     """Row with half the lanes, for narrow outputs."""
 
+    @property
+    def packs(self) -> bool:
+        """Whether results leave the registers through x86's packs: schedule/packs.py."""
+        return self.lanewise in (_vpdpbusd, pmaddwd)
+
     def broadcast(self, acc: Expr, a: Expr, b: Expr) -> Expr:
         """``a`` is one vector of ``group`` elements (a scalar when group is 1), the same for all lanes."""
         spread = tirx.Broadcast(a, self.lanes) if self.group == 1 else _words(a, self.lanes)
         return self.lanewise(acc, spread, b, self.lanes)
 
 
-def _llvm(dtype: str, name: str, *args: Expr) -> Expr:
+def llvm(dtype: str, name: str, *args: Expr) -> Expr:
+    """Call of an LLVM intrinsic without side effects."""
     return T.call_llvm_pure_intrin(dtype, T.llvm_lookup_intrinsic_id(name), *args)
 
 
@@ -64,19 +70,20 @@ def _words(a: Expr, lanes: int) -> Expr:
 
 def _vpdpbusd(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
     name = f"llvm.x86.avx512.vpdpbusd.{lanes * 32}"
-    return _llvm(f"int32x{lanes}", name, acc, tirx.reinterpret(f"int8x{4 * lanes}", a), b)
+    return llvm(f"int32x{lanes}", name, acc, tirx.reinterpret(f"int8x{4 * lanes}", a), b)
 
 
 _PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 
 
-def _pmaddwd(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+def pmaddwd(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+    """Sum of pairs of int16 products, exact."""
     wide = f"int16x{2 * lanes}"
-    return acc + _llvm(f"int32x{lanes}", _PMADDWD[lanes], tirx.reinterpret(wide, a), b.astype(wide))
+    return acc + llvm(f"int32x{lanes}", _PMADDWD[lanes], tirx.reinterpret(wide, a), b.astype(wide))
 
 
 def _sdot(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
-    return _llvm(f"int32x{lanes}", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, tirx.reinterpret(f"int8x{4 * lanes}", a), b)
+    return llvm(f"int32x{lanes}", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, tirx.reinterpret(f"int8x{4 * lanes}", a), b)
 
 
 def _smlal(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
@@ -85,7 +92,7 @@ def _smlal(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
 
 
 def _fma(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
-    return _llvm(f"float32x{lanes}", "llvm.fma", a, b, acc)
+    return llvm(f"float32x{lanes}", "llvm.fma", a, b, acc)
 
 
 def _mul_add(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
@@ -104,11 +111,11 @@ DOTS: tuple[Dot, ...] = (
         "int16",
         "int8",
         "int32",
-        _pmaddwd,
+        pmaddwd,
         narrower="maddwd256",
     ),
-    Dot("maddwd256", "VPMADDWD ymm (AVX2)", 2, 8, "int16", "int8", "int32", _pmaddwd, temporaries=2, narrower="maddwd128"),
-    Dot("maddwd128", "PMADDWD xmm (SSE2)", 2, 4, "int16", "int8", "int32", _pmaddwd, temporaries=2),
+    Dot("maddwd256", "VPMADDWD ymm (AVX2)", 2, 8, "int16", "int8", "int32", pmaddwd, temporaries=2, narrower="maddwd128"),
+    Dot("maddwd128", "PMADDWD xmm (SSE2)", 2, 4, "int16", "int8", "int32", pmaddwd, temporaries=2),
     Dot("sdot", "SDOT (Armv8.2 dotprod)", 4, 4, "int8", "int8", "int32", _sdot, temporaries=3),
     Dot("neon", "SMLAL/SMLAL2 on int16", 1, 8, "int16", "int8", "int32", _smlal, regs_per_acc=2, narrower="neon4"),
     Dot("neon4", "SMLAL on int16", 1, 4, "int16", "int8", "int32", _smlal),
