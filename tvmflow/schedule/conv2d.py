@@ -81,11 +81,13 @@ def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[Conv
     dot = dot_for(names, spec.oc // spec.groups)
     geo = Geometry(spec, dot)
     flat = geo.spec
+    # The larger of the two is walked once. Threads share what is outermost: blocks of few channels would be parts of cache lines
+    orders = (False, True) if flat.oc * geo.steps * dot.group * flat.kh * geo.taps > flat.h * flat.w * flat.ic else (False,)
     for nr in range(1, min(geo.vectors, 8) + 1):
         for mh, mw in _pixel_tiles(flat.oh, flat.ow):
             if (mh * mw * nr + nr) * dot.regs_per_acc + dot.temporaries > registers:
                 continue
-            for channels_outer in (False, True):
+            for channels_outer in orders:
                 yield ConvTile(dot.name, mh, mw, nr, channels_outer)
 
 
@@ -115,7 +117,7 @@ def estimate(spec: Conv2d, tile: ConvTile, l2_kib: int) -> float:
     again = pixels * blocks if tile.channels_outer else weights * tiles
     resident = pixels if tile.channels_outer else weights
     traffic = again / 32 if resident > l2_kib * 512 else again / 512
-    return tiles * blocks * body + traffic
+    return tiles * blocks * body + traffic + weights / 16  # which come from memory or the last cache, whatever the tile
 
 
 def pack(spec: Conv2d, tile: ConvTile, consts: list[Array]) -> list[Array]:
