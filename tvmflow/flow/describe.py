@@ -99,12 +99,13 @@ def layers(built: Built, kernels: Sequence[ScheduledKernel]) -> tuple[Layer, ...
 
 
 def schedule_text(kernel: ScheduledKernel) -> str:
-    """Template and decision in short form: ``conv2d vnni512 1x14x2 threads``."""
+    """Kind of decision and its values in short form: ``conv2d vnni512 1x14x2 threads``."""
+    kind = str(kernel.tile.__struct_config__.tag)
     values = msgspec.structs.asdict(kernel.tile)
     names = [value for value in values.values() if isinstance(value, str)]
     sizes = "x".join(str(value) for value in values.values() if type(value) is int)
     flags = [key for key, value in values.items() if value is True]
-    return " ".join([kernel.template, *names, sizes, *flags])
+    return " ".join([kind, *names, sizes, *flags])
 
 
 def kernel_counts(built: Built, kernels: Sequence[ScheduledKernel]) -> dict[str, int]:

@@ -27,6 +27,7 @@ from tvmflow.schedule import (
     float_islands,
     matmul,
     pool,
+    winograd,
 )
 from tvmflow.schedule.intrinsics import BY_NAME
 from tvmflow.target import Target
@@ -34,6 +35,7 @@ from tvmflow.target import Target
 Array = NDArray[Any]
 Tile: TypeAlias = (
     conv2d.ConvTile
+    | winograd.WinogradTile
     | depthwise.DepthwiseTile
     | matmul.MatMulTile
     | attention.AttentionTile
@@ -114,6 +116,15 @@ def _registers(target: Target) -> int:
     return target.cpu.registers
 
 
+CONVOLUTIONS: dict[type, Any] = {conv2d.ConvTile: conv2d, winograd.WinogradTile: winograd}
+"""Ways to run a convolution; each has a space, and their models are compared."""
+
+
+def _convolutions(spec: ks.Conv2d, target: Target) -> Iterator[Any]:
+    for way in CONVOLUTIONS.values():
+        yield from way.space(spec, dots(spec, target), _registers(target))
+
+
 def _as_is(_spec: Any, _tile: Any, consts: list[Array]) -> list[Array]:
     return consts
 
@@ -174,10 +185,10 @@ TEMPLATES: tuple[Template, ...] = (
     _tiled(
         "conv2d",
         fits=lambda spec, target: isinstance(spec, ks.Conv2d),
-        space=lambda spec, target: conv2d.space(spec, dots(spec, target), _registers(target)),
-        estimate=lambda spec, tile, target: conv2d.estimate(spec, tile, target.cpu.l2_kib),
-        emit=conv2d.emit,
-        pack=conv2d.pack,
+        space=_convolutions,
+        estimate=lambda spec, tile, target: CONVOLUTIONS[type(tile)].estimate(spec, tile, target.cpu.l2_kib),
+        emit=lambda spec, tile, name: CONVOLUTIONS[type(tile)].emit(spec, tile, name),
+        pack=lambda spec, tile, consts: CONVOLUTIONS[type(tile)].pack(spec, tile, consts),
     ),
     _tiled(
         "matmul",

@@ -178,8 +178,6 @@ def lint(path: Path, target: Target, build: bool = True) -> list[str]:
         template = template_for(entry.kernel, target)
         if entry.target != target.name:
             found.append(f"{where}: for {entry.target}, not {target.name}")
-        elif not isinstance(entry.tile, type(template.default(entry.kernel, target))):
-            found.append(f"{where}: a tile of another template than {template.name}")
         elif (tile := fitting(entry.kernel, entry.tile, target)) is None:
             found.append(f"{where}: {entry.tile} is not in the space of {template.name}")
         else:
