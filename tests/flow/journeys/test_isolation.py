@@ -67,8 +67,8 @@ def test_crash_says_how_and_where(run) -> None:
 
 def test_hang_is_ended_and_its_steps_were_shown(run) -> None:
     seen = []
-    with pytest.raises(WorkerCrashed, match="still running after 1 s at one step"):
-        run("hang", silence=1.0, progress=lambda *step: seen.append(step))
+    with pytest.raises(WorkerCrashed, match="still running after 5 s at one step"):
+        run("hang", silence=5.0, progress=lambda *step: seen.append(step))
     assert seen[-1] == ("layer 'conv\t1'", 2, 2)
 
 
