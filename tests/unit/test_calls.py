@@ -46,7 +46,7 @@ def lowered(module: Any, target: str = "native") -> Any:
 @pytest.mark.parametrize("target", ["native", "h100"])
 @pytest.mark.parametrize("constant_first", [False, True])
 def test_fused_layers_keep_their_names(target: str, constant_first: bool) -> None:
-    _, calls, _ = lowered(network(3, constant_first), target)
+    _, calls, _, _ = lowered(network(3, constant_first), target)
     assert isinstance(calls[0], Call)
     names = [name for call in calls for name in call.layers]
     for i in range(3):
@@ -68,7 +68,7 @@ def test_calls_are_those_of_the_program() -> None:
     """What the VM calls, in that order, is what is told of it."""
     from tvm import relax
 
-    module, calls, _ = lowered(network(2))
+    module, calls, _, _ = lowered(network(2))
     called = [
         binding.value.op.name_hint
         for block in module["main"].body.blocks
@@ -83,3 +83,27 @@ def test_memory_plan_reuses_storage() -> None:
     assert large.tensors_bytes > 5 * small.tensors_bytes
     assert large.bytes == small.bytes <= 3 * 64 * 64 * 4
     assert 0 < large.storages <= 4
+
+
+def test_inputs_are_borrowed_when_all_that_reads_them_takes_any_address() -> None:
+    """What only a quantization reads; not what a plain loop nest reads too, or what is an output."""
+    from tvm import relax
+
+    from tvmflow.kernels.call import kernel_call
+    from tvmflow.kernels.spec import Quantize
+    from tvmflow.model import Model, TensorInfo
+    from tvmflow.schedule.apply import schedule
+
+    names = ("borrowed", "read", "passed")
+    builder = relax.BlockBuilder()
+    inputs = [relax.Var(name, relax.TensorType((4, 64), "float32")) for name in names]
+    parameters = [relax.const(np.full(1, value)) for value in (np.float32(0.1), np.int32(128))]
+    with builder.function("main", inputs):
+        with builder.dataflow():
+            codes = [builder.emit(kernel_call(Quantize((4, 64)), [x, *parameters])) for x in inputs]
+            read = builder.emit(relax.op.exp(inputs[1]))
+            outputs = builder.emit_output(relax.Tuple([*codes, read, inputs[2]]))
+        builder.emit_func_output(outputs)
+    infos = tuple(TensorInfo(name, (4, 64), "float32") for name in names)
+    model, _ = schedule(Model(builder.get(), infos, (), "test"), get_target("x86-64-v3"))
+    assert lowered(model.module, "x86-64-v3")[3] == (0,)

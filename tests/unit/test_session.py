@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tvmflow.runtime.session as session_module
-from tvmflow.build.artifact import Artifact
+from tvmflow.build.artifact import Artifact, package
 from tvmflow.build.manifest import Manifest, SelfTest, read_self_test
 from tvmflow.errors import ArtifactError, DataError, EnvironmentProblem
 from tvmflow.runtime import cpu
@@ -283,3 +283,40 @@ def test_each_session_and_each_caller_gets_its_threads(artifact: Artifact) -> No
         TVM_NUM_THREADS="1",
     )
     assert said.split() == ["2", "1", "2", "1", str(len(cpu.allowed_cpus()))]
+
+
+@pytest.mark.parametrize("borrowed", [(), ("x",)])
+@pytest.mark.parametrize("locked", [False, True])
+def test_inputs_at_any_address(borrowed: tuple[str, ...], locked: bool, tmp_path: Path) -> None:
+    """A quantization reads the caller's array where it is; one that NumPy does not lend is copied."""
+    from tvm import relax
+
+    from tvmflow.build.compile import compile_module
+    from tvmflow.kernels.call import kernel_call
+    from tvmflow.kernels.spec import Quantize
+    from tvmflow.model import Model, TensorInfo
+    from tvmflow.schedule.apply import schedule
+    from tvmflow.target import get_target
+
+    target, infos = get_target("native"), (TensorInfo("x", (16, 64), "float32"), TensorInfo("q", (16, 64), "uint8"))
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((16, 64), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            parameters = [relax.const(np.full(1, value)) for value in (np.float32(0.5), np.int32(128))]
+            codes = builder.emit_output(builder.normalize(kernel_call(Quantize((16, 64)), [x, *parameters])))
+        builder.emit_func_output(codes)
+    model, _ = schedule(Model(builder.get(), infos[:1], infos[1:], "quantize"), target)
+    facts = Manifest(
+        target.name, target.arch, target.features, infos[:1], infos[1:], "int8", borrowed=borrowed, self_test=SelfTest()
+    )
+    path = package(compile_module(model.module, target).executable, facts, [], target, tmp_path / "q.so").path
+    values = np.arange(16 * 64, dtype=np.float32).reshape(16, 64) % 61
+    with load(path, threads=1) as session:
+        for offset in range(0, 64, 4):
+            memory = np.zeros(values.nbytes + 128, np.uint8)
+            start = -memory.ctypes.data % 64 + offset
+            array = memory[start : start + values.nbytes].view(np.float32).reshape(16, 64)
+            array[:] = values
+            array.flags.writeable = not locked
+            np.testing.assert_array_equal(session(array), 128 + 2 * values)

@@ -95,6 +95,27 @@ def whole_layers(layers: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in layers if not any(name.startswith(f"{other}.") for other in layers))
 
 
+def borrowed(module: tvm.IRModule) -> tuple[int, ...]:
+    """Positions of the main function's inputs that may lie at any address: no kernel that reads them needs a multiple of 64."""
+    main = module["main"]
+    found = [True] * len(main.params)
+    position = {str(p.name): i for i, p in enumerate(main.params)}
+
+    def use(value: Any, alignment: int) -> None:
+        if isinstance(value, relax.Var) and str(value.name) in position:
+            found[position[str(value.name)]] &= alignment <= tvm.DataType(str(value.ty.dtype)).itemsize
+
+    for binding in bindings(main):
+        if op_name(binding.value) == "call_tir":
+            parameters = module[binding.value.args[0]].params
+            for value, parameter in zip(binding.value.args[1].fields, parameters, strict=False):  # outputs follow
+                use(value, parameter.data_alignment)
+        else:
+            relax.analysis.post_order_visit(binding.value, lambda value: use(value, 64))
+    relax.analysis.post_order_visit(main.body.body, lambda value: use(value, 64))
+    return tuple(i for i, anywhere in enumerate(found) if anywhere)
+
+
 def workspace(main: relax.Function) -> Workspace:
     """Memory of the intermediate tensors, read from a main function with planned storage."""
     storages: dict[str, int] = {}

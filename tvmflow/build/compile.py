@@ -10,7 +10,7 @@ import tvm
 from tvm import relax
 
 from tvmflow.build import cuda
-from tvmflow.build.calls import Call, bindings, kernel_calls, workspace
+from tvmflow.build.calls import Call, bindings, borrowed, kernel_calls, workspace
 from tvmflow.build.manifest import Workspace
 from tvmflow.schedule.cuda_generic import with_identifiers
 from tvmflow.schedule.generic import schedule_generic
@@ -25,10 +25,12 @@ class Built:
     calls: tuple[Call, ...]
     """Kernel calls in execution order."""
     workspace: Workspace
+    borrowed: tuple[int, ...]
+    """Positions of the inputs that may lie at any address."""
 
 
-def lower(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, tuple[Call, ...], Workspace]:
-    """From Relax with scheduled kernels to what the VM's code generator takes, with the calls and memory of the program."""
+def lower(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, tuple[Call, ...], Workspace, tuple[int, ...]]:
+    """From Relax with scheduled kernels to what the VM's code generator takes; its calls, memory and borrowed inputs."""
     named = with_identifiers(module) if target.cuda else module
     # float islands and data movement become loops, neighbours fuse, and each loop nest is scheduled
     loops = tvm.transform.Sequential(
@@ -68,7 +70,7 @@ def lower(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, tuple[Cal
             relax.transform.AttachGlobalSymbol(),
         ]
     )(planned)
-    return finished, calls, workspace(planned["main"])
+    return finished, calls, workspace(planned["main"]), borrowed(scheduled)
 
 
 def compile_module(module: tvm.IRModule, target: Target) -> Built:
@@ -80,8 +82,8 @@ def compile_module(module: tvm.IRModule, target: Target) -> Built:
     environment = cuda.compiler_environment() if target.cuda else nullcontext()
     config = {"tirx.disable_assert": True, **(cuda.PASS_CONFIG if target.cuda else {})}
     with environment, device, tvm.transform.PassContext(opt_level=3, config=config):
-        lowered, calls, memory = lower(module, target)
+        lowered, calls, memory, anywhere = lower(module, target)
         executable = relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
     if target.cuda:
         cuda.expect_machine_code(executable.mod)
-    return Built(executable, calls, memory)
+    return Built(executable, calls, memory, anywhere)

@@ -104,6 +104,8 @@ class Manifest(msgspec.Struct, frozen=True):
     layers: tuple[Layer, ...] = ()
     weight_bytes: int = 0
     workspace: Workspace = Workspace()
+    borrowed: tuple[str, ...] = ()
+    """Inputs that are read where the caller has them; the others are copied to memory of ours first."""
     self_test: SelfTest = SelfTest()
     sha256: str = ""
     """Digest of the file. Filled in when the manifest is read; inside the file it has a section of its own."""

@@ -156,5 +156,6 @@ def describe(
         layers=layers(built, kernels),
         weight_bytes=weights,
         workspace=built.workspace,
+        borrowed=tuple(model.inputs[i].name for i in built.borrowed),
         self_test=mf.SelfTest(tolerance=0.0 if bit_exact else FLOAT_TOLERANCE, bit_exact=bit_exact),
     )

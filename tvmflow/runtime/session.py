@@ -79,9 +79,11 @@ class Session:
         prepare_thread_pool(max(wanted, cpu.physical_cores()))
         import tvm
         from tvm.runtime.vm import VirtualMachine
+        from tvm_ffi import from_dlpack
 
         self.path, self.manifest, self.threads = path, manifest, wanted
         self._runtime = tvm.runtime
+        self._from_dlpack = from_dlpack
         self._limit_threads = tvm.get_global_func("runtime.config_threadpool")
         self._use_threads()
         if tvm.runtime.num_threads() != wanted:
@@ -156,22 +158,29 @@ class Session:
             raise DataError(f"missing inputs: {', '.join(absent)}", where=self.path.name)
         return [as_input(inputs[info.name], info, self.path.name) for info in self.manifest.inputs]
 
-    def _fill(self, arrays: list[np.ndarray]) -> None:
+    def _begin(self) -> None:
         if self._vm is None:
             raise DataError("the session is closed", where=self.path.name)
         self._use_threads()
-        for buffer, array in zip(self._buffers, arrays, strict=True):
-            buffer.copyfrom(array)
+
+    def _tensor(self, info: TensorInfo, buffer: Any, array: np.ndarray) -> Any:
+        """The caller's own memory, where the program takes it anywhere and NumPy lends it; else a copy."""
+        if info.name in self.manifest.borrowed and array.flags.writeable:
+            return self._from_dlpack(array, require_alignment=array.itemsize)
+        return buffer.copyfrom(array)
 
     def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        self._fill(arrays)
-        result = self._vm["main"](*self._buffers)
+        self._begin()
+        tensors = [self._tensor(*each) for each in zip(self.manifest.inputs, self._buffers, arrays, strict=True)]
+        result = self._vm["main"](*tensors)
         tensors = [result] if isinstance(result, self._runtime.Tensor) else list(result)
         return [tensor.numpy() for tensor in tensors]
 
     def _prepared(self, arrays: list[np.ndarray]) -> tuple[Callable[[], object], Callable[[], object]]:
         """The program with its inputs bound, without Python in between, and the wait for the device."""
-        self._fill(arrays)
+        self._begin()
+        for buffer, array in zip(self._buffers, arrays, strict=True):
+            buffer.copyfrom(array)
         self._vm.save_function("main", "tvmflow.prepared", *self._buffers, include_return=False)
         wait = self._device.sync if self.manifest.device != "cpu" else lambda: None
         return self._vm["tvmflow.prepared"], wait

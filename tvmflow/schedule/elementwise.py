@@ -141,7 +141,7 @@ def emit_quantize(spec: Quantize, tile: FlatTile, name: str) -> tirx.PrimFunc:
             tir.for_each_run(w, tile.lanes, pixels)
 
     params = [("x", spec.in_shape, "float32"), ("scale", (1,), "float32"), ("quant", (1,), "int32"), ("y", spec.shape, spec.y)]
-    return tir.prim_func(name, params, body, {})
+    return tir.prim_func(name, params, body, {}, anywhere=("x",))  # mostly the network's input, where the caller has it
 
 
 def emit_dequantize(spec: Dequantize, tile: FlatTile, name: str) -> tirx.PrimFunc:

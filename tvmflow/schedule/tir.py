@@ -6,11 +6,11 @@ constant-indexed buffers become registers in LLVM (scope ``local`` or one large 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
-from tvm import tirx
+from tvm import DataType, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
@@ -65,12 +65,18 @@ def prefetch(buffer: Any, index: Expr) -> None:
     T.evaluate(T.call_llvm_intrin("void", intrinsic, tirx.address_of(buffer[index]), read, to_l2, data))
 
 
-def prim_func(name: str, params: Params, body: Callable[..., None], attrs: dict[str, Any]) -> tirx.PrimFunc:
-    """Builds a PrimFunc with the given buffer parameters; ``body`` receives their flat views and emits statements."""
+def prim_func(
+    name: str, params: Params, body: Callable[..., None], attrs: dict[str, Any], anywhere: Collection[str] = ()
+) -> tirx.PrimFunc:
+    """Builds a PrimFunc with the given buffer parameters; ``body`` receives their flat views and emits statements.
+
+    Buffers begin at a multiple of 64 bytes; those named in ``anywhere`` need not.
+    """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"op_pattern": 8, "tirx.is_scheduled": True, **attrs})
-        buffers = [T.arg(label, T.buffer(shape, dtype)) for label, shape, dtype in params]
+        align = {label: DataType(dtype).itemsize for label, _, dtype in params if label in anywhere}
+        buffers = [T.arg(label, T.buffer(shape, dtype, align=align.get(label, 0))) for label, shape, dtype in params]
         body(*[flat(b) for b in buffers])
     return builder.get()
 
