@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 
 from tvmflow.board import rpc
+from tvmflow.board.local import read_line
 from tvmflow.board.registry import Board, add_board
 from tvmflow.errors import ArtifactError, BoardError, ConfigError, DataError
 
+ROOT = Path(__file__).parents[2]
 X = np.arange(4, dtype="float32")[None]
 
 
@@ -51,6 +58,18 @@ def test_local_starts_and_stops_a_server(tiny: Path, manifest_of: Any) -> None:
         assert board.info()["arch"] == board.facts["arch"]
     with pytest.raises(BoardError, match="can't connect"):
         rpc.connect(f"127.0.0.1:{port}", timeout=2)
+
+
+def test_local_server_ends_with_a_killed_client() -> None:
+    code = "import time, tvmflow.board.local as l\nwith l.local_board() as board: print(board.port, flush=True), time.sleep(90)"
+    client = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    port = int(read_line(client, 90))
+    server = psutil.Process(client.pid).children()[0]
+    client.kill()
+    client.communicate()
+    server.wait(30)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
 
 
 def test_time_function(server: Any, native: Path) -> None:

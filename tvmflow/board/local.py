@@ -21,7 +21,8 @@ START_SECONDS = 120.0
 
 @contextmanager
 def local_board(command: Sequence[str] = (sys.executable, "-m", "tvmflow.board.server"), name: str = LOCAL) -> Iterator[Board]:
-    """Runs ``command --port 0`` (by default our server under this Python) until the block ends; yields where it listens.
+    """Runs ``command --port 0 --attached`` (by default our server under this Python) until the block ends, or this process;
+    yields where it listens.
 
     Raises BoardError with what the server printed when it does not come up.
     """
@@ -29,7 +30,7 @@ def local_board(command: Sequence[str] = (sys.executable, "-m", "tvmflow.board.s
     environment = os.environ | {"TVM_USE_RUNTIME_LIB": "1"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*command, "--port", "0"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment
+            [*command, "--port", "0", "--attached"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
         )
         try:
             yield Board(name=name, port=_listening_port(process, log, name))
@@ -45,8 +46,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    if process.stdout:
-        process.stdout.close()
+    for pipe in (process.stdin, process.stdout):
+        if pipe:
+            pipe.close()
 
 
 def read_line(process: subprocess.Popen[bytes], seconds: float) -> str:

@@ -59,10 +59,12 @@ class ServerConfig:
     port: int = 9300
     key: str = ""
     session_limit: float = 3600.0
+    attached: bool = False
+    """End when standard input does: its other end closes with the process that started the server, even if that is killed."""
 
 
 def serve(config: ServerConfig) -> None:
-    """Listens until SIGINT or SIGTERM. Raises OSError when it can't.
+    """Listens until SIGINT or SIGTERM, or, attached, until standard input ends. Raises OSError when it can't.
 
     Prints ``listening on host:port`` when ready; sessions are logged to standard error.
     """
@@ -83,9 +85,12 @@ def serve(config: ServerConfig) -> None:
             signal.signal(number, _stop)
         print(f"listening on {config.host}:{port}", flush=True)
         sessions: set[int] = set()
+        watched: list[socket.socket | int] = [listener, *([0] if config.attached else [])]
         try:
             while True:
-                select.select([listener], [], [], 0.5)
+                ready, _, _ = select.select(watched, [], [], 0.5)
+                if 0 in ready and not os.read(0, 1):
+                    return
                 _reap(sessions, Path(root))
                 listener.setblocking(False)
                 try:
@@ -367,6 +372,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=ServerConfig.port, help="0 takes a free one")
     parser.add_argument("--key", default=ServerConfig.key)
     parser.add_argument("--session-limit", type=float, default=ServerConfig.session_limit, help="seconds")
+    parser.add_argument("--attached", action="store_true", help="end when standard input ends")
     serve(ServerConfig(**vars(parser.parse_args(arguments))))
 
 
