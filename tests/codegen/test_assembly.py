@@ -44,6 +44,7 @@ SPILLS = {
     ("maddwd128", "first"): 40,
     ("maddwd256", "first"): 40,
     ("sdot", "first"): 8,
+    ("vnni512", "first"): 10,  # with the constants of the epilogue that a pipeline lays between the multiplies
     ("maddwd128", "depthwise"): 3,
     ("neon_f32", "depthwise"): 1,
     ("maddwd256", "depthwise"): 3,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.numerics.kernels import check, run, runnable
 from tvmflow.kernels.spec import Conv2d, MatMul
 from tvmflow.schedule import conv2d, depthwise, matmul
+from tvmflow.schedule.intrinsics import BY_NAME
 from tvmflow.schedule.template import template_for
 from tvmflow.target import Target, get_target
 
@@ -69,6 +70,31 @@ def convolutions(draw: st.DrawFn, dtype: str) -> Conv2d:
 def test_integer_convolution(name: str, data: st.DataObject) -> None:
     spec = data.draw(convolutions(storage(name)))
     tiles = list(conv2d.space(spec, (name,), registers(name)))
+    check(spec, tiles[data.draw(st.integers(0, len(tiles) - 1))], seed=data.draw(st.integers(0, 99)))
+
+
+@pytest.mark.parametrize("name", [n for n in INTEGER if BY_NAME[n].packs])
+@QUICK
+@given(data=st.data())
+def test_pipelined_convolution(name: str, data: st.DataObject) -> None:
+    """The epilogue of a tile beside the multiplies of the next: chunks, the first and the last tile, tiles that overlap."""
+    dtype, side = storage(name), data.draw(st.sampled_from((1, 3)))
+    outputs, size = data.draw(st.sampled_from((16, 24, 33, 48, 64, 130))), st.integers(4, 23)
+    spec = Conv2d(
+        n=data.draw(st.sampled_from((1, 2))),
+        h=data.draw(size),
+        w=data.draw(size),
+        ic=data.draw(st.sampled_from((3, 8, 40))),
+        oc=outputs,
+        kh=side,
+        kw=side,
+        pad=(side // 2,) * 4,
+        x=dtype,
+        y=dtype,
+        residual=data.draw(st.booleans()),
+    )
+    tiles = [tile for tile in conv2d.space(spec, (name,), 32) if tile.pipelined]
+    assume(tiles)
     check(spec, tiles[data.draw(st.integers(0, len(tiles) - 1))], seed=data.draw(st.integers(0, 99)))
 
 

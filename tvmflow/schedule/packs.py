@@ -8,8 +8,9 @@ side where the result is below the lower bound anyway.
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from math import gcd
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from tvm import tirx
@@ -26,14 +27,37 @@ _WIDTH = {4: "sse2.{}.128", 8: "avx2.{}", 16: "avx512.{}.512"}
 """Names of the packs of int32 vectors by their lanes."""
 
 
+Emission: TypeAlias = Generator[None, None, Any]
+"""Emits code and pauses now and then, so that instructions of other work can be laid between; its value is the result."""
+
+
+def bind(values: Iterable[Expr]) -> Emission:
+    """Names each value, with a pause after it."""
+    names = []
+    for value in values:
+        names.append(T.Bind(value))
+        yield
+    return names
+
+
+def finish(emission: Emission) -> Any:
+    """Emits all that is left."""
+    while True:
+        try:
+            next(emission)
+        except StopIteration as end:
+            return end.value
+
+
 class Packs:
     """Requantizes groups of four accumulators of ``lanes`` int32 each to ``dtype``, int8 or uint8.
 
-    ``quant`` is ``[x_zero, y_zero, lo, hi]``, and with a residual tensor eight values more: kernels/spec.py Conv2d.
+    ``quant`` is ``[x_zero, y_zero, lo, hi]``, and with a residual tensor eight values more: kernels/spec.py Conv2d. Accumulators
+    in ``quarters`` (schedule/interleave.py) are in natural order once they are packed.
     """
 
-    def __init__(self, quant: Any, lanes: int, dtype: str, residual: bool) -> None:
-        self.lanes, self.dtype = lanes, dtype
+    def __init__(self, quant: Any, lanes: int, dtype: str, residual: bool, quarters: bool = False) -> None:
+        self.lanes, self.dtype, self.in_order = lanes, dtype, quarters or lanes == GROUP
         zero, lo, hi = quant[1], quant[2], quant[3]
         self.hi = T.Bind(tir.splat((hi - zero).astype("float32"), lanes))
         self.add = _Residual(self, quant) if residual else None
@@ -45,16 +69,23 @@ class Packs:
 
     def __call__(self, accumulators: list[Expr], multipliers: list[Expr], residual: Expr | None = None) -> Expr:
         """``4 * lanes`` bytes: the results of the first accumulator, of the second, ...; ``residual`` has the same order."""
-        steps = [self._round(a, m) for a, m in zip(accumulators, multipliers, strict=True)]
-        words = [self.words(*steps[:2]), self.words(*steps[2:])]
-        if self.add:
-            return self._in_order(self.add([tirx.max(w, self.lo) for w in words], self._interleaved(residual)))
-        shifted = [llvm(f"int16x{2 * self.lanes}", "llvm.sadd.sat", w, self.zero) for w in words]
-        return self._in_order(tirx.max(self.bytes(*shifted), self.lo))
+        return finish(self.emit(accumulators, multipliers, residual))
 
-    def _round(self, accumulator: Expr, multiplier: Expr) -> Expr:
-        scaled = accumulator.astype(tir.lanes_of("float32", self.lanes)) * multiplier
-        return _round_to_int32(tirx.min(scaled, self.hi), self.lanes)
+    def emit(self, accumulators: list[Expr], multipliers: list[Expr], residual: Expr | None = None) -> Emission:
+        """The same, an instruction at a time."""
+        floats = yield from bind(a.astype(tir.lanes_of("float32", self.lanes)) for a in accumulators)
+        scaled = yield from bind(f * m for f, m in zip(floats, multipliers, strict=True))
+        bounded = yield from bind(tirx.min(s, self.hi) for s in scaled)
+        steps = yield from bind(_round_to_int32(b, self.lanes) for b in bounded)
+        words = yield from bind(self.words(*pair) for pair in (steps[:2], steps[2:]))
+        if self.add:
+            words = yield from bind(tirx.max(w, self.lo) for w in words)
+            packed = yield from self.add.emit(words, self._interleaved(residual))
+        else:
+            shifted = yield from bind(llvm(f"int16x{2 * self.lanes}", "llvm.sadd.sat", w, self.zero) for w in words)
+            (packed,) = yield from bind([self.bytes(*shifted)])
+            packed = tirx.max(packed, self.lo)
+        return self._in_order(T.Bind(packed))
 
     def words(self, a: Expr, b: Expr) -> Expr:
         """int16 lanes of a and b, saturated: in each 128 bits four of a, then four of b."""
@@ -73,7 +104,7 @@ class Packs:
         return self._permuted(natural, np.arange(self.lanes).reshape(GROUP, -1).T)
 
     def _permuted(self, value: Expr, words: Any) -> Expr:
-        if self.lanes == GROUP:
+        if self.in_order:
             return value
         moved = shuffle([tirx.reinterpret(f"int32x{self.lanes}", value)], words)
         return T.Bind(tirx.reinterpret(f"{self.dtype}x{4 * self.lanes}", moved))
@@ -88,8 +119,8 @@ class Cell(NamedTuple):
     multiplier: Expr
 
 
-def store(packs: Packs, y: Any, cells: list[Cell], run: int, residual: Any | None = None) -> None:
-    """Writes the results of ``cells``, of which each ``run`` are neighbours in memory."""
+def store(packs: Packs, y: Any, cells: list[Cell], run: int, residual: Any | None = None) -> Emission:
+    """Writes the results of ``cells``, of which each ``run`` are neighbours in memory, an instruction at a time."""
     piece, lanes = gcd(run, GROUP), packs.lanes
     for first in range(0, len(cells), GROUP):
         group = cells[first : first + GROUP]
@@ -99,10 +130,11 @@ def store(packs: Packs, y: Any, cells: list[Cell], run: int, residual: Any | Non
         if residual is not None:
             parts = [residual[tir.at(group[i].index, piece * lanes)] for i in range(0, GROUP, piece)]
             added = parts[0] if len(parts) == 1 else T.Bind(shuffle(parts, range(GROUP * lanes)))
-        result = T.Bind(packs([c.accumulator for c in group], [c.multiplier for c in group], added))
+        result = yield from packs.emit([c.accumulator for c in group], [c.multiplier for c in group], added)
         for i, place in places:
             part = result if piece == GROUP else shuffle([result], range(i * lanes, (i + piece) * lanes))
             T.buffer_store(y, part, [place])
+            yield
 
 
 class _Residual:
@@ -120,20 +152,18 @@ class _Residual:
         self.bias, self.shift = T.Bind(tir.splat(bias, lanes)), T.Bind(tir.splat(shift, lanes))
         self.lo, self.hi = (T.Bind(tir.splat(v.astype(packs.dtype), 4 * lanes)) for v in (lo, hi))
 
-    def __call__(self, words: list[Expr], residual: Expr) -> Expr:
+    def emit(self, words: list[Expr], residual: Expr) -> Emission:
         packs, lanes = self.packs, self.packs.lanes
         if packs.dtype == "int8":
             residual = tirx.reinterpret(f"uint8x{4 * lanes}", residual) ^ tir.splat(tir.const(128, "uint8"), 4 * lanes)
         zeros = tir.splat(tir.const(0, "uint8"), 4 * lanes)
-        wide = [tirx.reinterpret(f"int16x{2 * lanes}", unpack(residual, zeros, half)) for half in (0, 1)]
-        sums = []
-        for a, b in zip(words, wide, strict=True):
-            halves = [self._sum(T.Bind(unpack(a, b, half))) for half in (0, 1)]
-            sums.append(packs.words(*halves))
-        return tirx.max(tirx.min(packs.bytes(*sums), self.hi), self.lo)
-
-    def _sum(self, pairs: Expr) -> Expr:
-        return pmaddwd(self.bias, pairs, self.multipliers, self.packs.lanes) >> self.shift
+        wide = yield from bind(tirx.reinterpret(f"int16x{2 * lanes}", unpack(residual, zeros, half)) for half in (0, 1))
+        pairs = yield from bind(unpack(a, b, half) for a, b in zip(words, wide, strict=True) for half in (0, 1))
+        sums = yield from bind(pmaddwd(self.bias, p, self.multipliers, lanes) for p in pairs)
+        sums = yield from bind(s >> self.shift for s in sums)
+        words = yield from bind(packs.words(*pair) for pair in (sums[:2], sums[2:]))
+        (packed,) = yield from bind([packs.bytes(*words)])
+        return tirx.max(tirx.min(packed, self.hi), self.lo)
 
 
 def _round_to_int32(value: Expr, lanes: int) -> Expr:
