@@ -8,9 +8,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.numerics.kernels import check, run, runnable
+from tests.numerics.kernels import check, run, runnable, tensors
+from tvmflow.kernels.reference import run_kernel
 from tvmflow.kernels.spec import Conv2d, MatMul
-from tvmflow.schedule import conv2d, depthwise, matmul
+from tvmflow.schedule import conv2d, matmul
 from tvmflow.schedule.intrinsics import BY_NAME
 from tvmflow.schedule.template import template_for
 from tvmflow.target import Target, get_target
@@ -108,7 +109,7 @@ def test_float_convolution(name: str, data: st.DataObject) -> None:
 
 @st.composite
 def depthwise_layers(draw: st.DrawFn, dtype: str) -> Conv2d:
-    channels = draw(st.sampled_from((2, 3, 4, 7, 16, 17, 33, 64)))
+    channels = draw(st.sampled_from((2, 3, 7, 16, 17, 24, 33, 48, 64, 80, 96)))
     stride, dilation = draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 1, 2)))
     side = draw(st.sampled_from((3, 5)))
     spec = Conv2d(
@@ -128,16 +129,31 @@ def depthwise_layers(draw: st.DrawFn, dtype: str) -> Conv2d:
         residual=draw(st.booleans()),
     )
     assume(spec.oh > 0 and spec.ow > 0)
-    return spec
+    return msgspec.structs.replace(spec, y="float32") if not spec.residual and draw(st.booleans()) else spec
 
 
 @pytest.mark.parametrize("name", [*INTEGER, *FLOAT])
-@QUICK
+@settings(QUICK, max_examples=25)
 @given(data=st.data())
 def test_depthwise(name: str, data: st.DataObject) -> None:
-    spec = data.draw(depthwise_layers("float32" if name in FLOAT else storage(name)))
-    tiles = list(depthwise.space(spec, (name,), registers(name)))
-    check(spec, tiles[data.draw(st.integers(0, len(tiles) - 1))], seed=data.draw(st.integers(0, 99)))
+    dtypes = ("float32",) if name in FLOAT else ("uint8",) if name.startswith("vnni") else ("int8", "uint8")
+    spec, target = data.draw(depthwise_layers(data.draw(st.sampled_from(dtypes)))), offering(name)
+    tiles = list(template_for(spec, target).space(spec, target))
+    check(spec, tiles[data.draw(st.integers(0, len(tiles) - 1))], target, data.draw(st.integers(0, 99)))
+
+
+def test_sums_beyond_every_byte() -> None:
+    """Biases near the ends of int32 and multipliers of a million: far outside of a byte, the nearer bound."""
+    spec = Conv2d(1, 5, 6, 80, 80, 3, 3, pad=(1, 1, 1, 1), groups=80)
+    x, weight, bias, multiplier, quant = tensors(spec)
+    rng = np.random.default_rng(0)
+    bias = np.where(rng.integers(2, size=80), rng.integers(-(2**30), 2**30, 80), bias).astype(np.int32)
+    multiplier = np.where(rng.integers(2, size=80), multiplier * 1e6, multiplier).astype(np.float32)
+    args = [x, weight, bias, multiplier, quant]
+    for name in runnable(("vnni512", "vnni256", "maddwd512", "maddwd256", "maddwd128")):
+        target = offering(name)
+        got = run(spec, template_for(spec, target).default(spec, target), list(args), target)
+        np.testing.assert_array_equal(got, run_kernel(spec, args))
 
 
 @pytest.mark.parametrize("name", [*INTEGER, *FLOAT])

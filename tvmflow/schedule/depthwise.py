@@ -1,8 +1,6 @@
-"""Depthwise convolution on CPUs: vectors of channels, the taps of a kernel column packed into one multiply.
+"""Depthwise convolution on CPUs by multiply-adds of vectors of channels: float32, and integers without a dot product.
 
-The dot product instructions want ``group`` neighbouring elements to reduce over; a depthwise layer has none along the channels,
-so ``group`` rows of the image are packed into one word per channel: three rows of a 3x3 kernel cost one VPDPBUSD per column.
-A packed column serves all outputs of the tile that see it.
+A column of the image is loaded once and serves all outputs of the tile that see it.
 """
 
 from __future__ import annotations
@@ -36,28 +34,27 @@ class DepthwiseTile(msgspec.Struct, frozen=True, tag="depthwise"):
 
 
 def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[DepthwiseTile]:
+    names = tuple(name for name in names if BY_NAME[name].group == 1) or ("generic",)
     if spec.oc < 4:  # fewer than any vector instruction takes
         names = ("generic",) if spec.is_integer else ("generic_f32",)
     dot = dot_for(names, spec.oc)
-    row_groups = ceil(spec.kh / dot.group)
     for mw in range(1, min(spec.ow, 16) + 1):
         # accumulators, the weights of all columns, and a few columns in flight
-        if (mw + row_groups * spec.kw + 4) * dot.regs_per_acc <= registers or mw == 1:
+        if (mw + spec.kh * spec.kw + 4) * dot.regs_per_acc <= registers or mw == 1:
             for rows in sorted({min(rows, spec.oh) for rows in (1, 2, 4, 8, 16)}):
                 yield DepthwiseTile(dot.name, mw, rows)
 
 
 def estimate(spec: Conv2d, tile: DepthwiseTile, l1d_kib: int) -> float:
-    """Cycles per row and vector of channels: packing of the columns, multiplies, epilogue.
+    """Cycles per row and vector of channels: loads of the columns, multiplies, epilogue.
 
     A band is staged, then walked once per vector of channels: more rows share what that costs, as long as the band stays in L1.
     """
     dot = BY_NAME[tile.dot]
-    row_groups = ceil(spec.kh / dot.group)
     columns = (tile.mw - 1) * spec.stride[1] + (spec.kw - 1) * spec.dilation[1] + 1
-    pack = columns * (2 * spec.kh) / 2
-    multiply = tile.mw * spec.kw * row_groups / 2
-    body = max(pack + multiply, 5.0 * spec.kw * row_groups / max(tile.mw, 1)) + 4.0 * tile.mw + 8
+    load = columns * (2 * spec.kh) / 2
+    multiply = tile.mw * spec.kw * spec.kh / 2
+    body = max(load + multiply, 5.0 * spec.kw * spec.kh / max(tile.mw, 1)) + 4.0 * tile.mw + 8
     weights = spec.kw * spec.kh * 2 + 80
     vectors = ceil(spec.oc / dot.lanes)
     bands = spec.n * ceil(spec.oh / tile.rows)
@@ -99,7 +96,7 @@ def _emit_body(spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, weight: Any,
 
         def channels(c: Expr, lanes: int) -> None:
             finish = tir.ConvEpilogue(spec, bias, epilogue_params, lanes, dot.acc_dtype)
-            taps = _bind_weights(spec, dot, weight, c, lanes)
+            taps = _bind_weights(spec, weight, c, lanes)
             start_at = finish.bias_at(c)
             finish.bind_multiplier(c)
             with T.serial(0, tile.rows) as line, T.serial(0, ceil(spec.ow / tile.mw)) as t:
@@ -119,37 +116,15 @@ def band_rows(spec: Conv2d, rows: int) -> int:
     return (rows - 1) * spec.stride[0] + (spec.kh - 1) * spec.dilation[0] + 1
 
 
-def _bind_weights(spec: Conv2d, dot: Dot, weight: Any, c: Expr, lanes: int) -> list[list[Expr]]:
-    """Weight vectors by row group and kernel column, rows of a group packed like those of the image."""
-    packed = []
-    for first in range(0, spec.kh, dot.group):
-        rows = range(first, min(spec.kh, first + dot.group))
-        packed.append(
-            [
-                T.Bind(
-                    _as_weight(
-                        dot,
-                        _pack_rows(dot, [weight[tir.at((kh * spec.kw + kw) * spec.oc + c, lanes)] for kh in rows], lanes),
-                        lanes,
-                    )
-                )
-                for kw in range(spec.kw)
-            ]
-        )
-    return packed
-
-
-def _as_weight(dot: Dot, words: Expr, lanes: int) -> Expr:
-    """Packed words as the vector of weights that the multiply takes."""
-    if dot.group == 1:
-        return words
-    return tirx.reinterpret(f"int{32 // dot.group}x{lanes * dot.group}", words)
+def _bind_weights(spec: Conv2d, weight: Any, c: Expr, lanes: int) -> list[list[Expr]]:
+    """Weight vectors by kernel row and column."""
+    return [[T.Bind(weight[tir.at((kh * spec.kw + kw) * spec.oc + c, lanes)]) for kw in range(spec.kw)] for kh in range(spec.kh)]
 
 
 def _multiply(
     spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, taps: list[list[Expr]], base: Expr, bias: Expr, lanes: int
 ) -> list[Any]:
-    """Accumulators of the tile's outputs; each packed column is loaded once and used by every output that sees it."""
+    """Accumulators of the tile's outputs; each column is loaded once and used by every output that sees it."""
     everything = tir.at(0, lanes)
     acc = [tir.register(lanes, dot.acc_dtype) for _ in range(tile.mw)]
     for cell in acc:
@@ -159,29 +134,10 @@ def _multiply(
     for m in range(tile.mw):
         for kw in range(spec.kw):
             uses.setdefault(m * spec.stride[1] + kw * spec.dilation[1], []).append((m, kw))
-    for rg, row_taps in enumerate(taps):
-        rows = range(rg * dot.group, min(spec.kh, (rg + 1) * dot.group))
+    for kh, row in enumerate(taps):
         for column in sorted(uses):
-            offsets = [(kh * spec.dilation[0] * columns + column) * spec.ic for kh in rows]
-            packed = T.Bind(_pack_rows(dot, [x[tir.at(base + o, lanes)] for o in offsets], lanes))
+            offset = (kh * spec.dilation[0] * columns + column) * spec.ic
+            value = T.Bind(x[tir.at(base + offset, lanes)])
             for m, kw in uses[column]:
-                T.buffer_store(acc[m], dot.lanewise(acc[m][everything], packed, row_taps[kw], lanes), [everything])
+                T.buffer_store(acc[m], dot.lanewise(acc[m][everything], value, row[kw], lanes), [everything])
     return acc
-
-
-def _pack_rows(dot: Dot, values: list[Expr], lanes: int) -> Expr:
-    """One word per channel with the elements of ``values`` in its bytes or halves; a plain element when group is 1."""
-    if dot.group == 1:
-        return values[0]
-    bits = 32 // dot.group
-    total = None
-    for i, value in enumerate(values):
-        if bits == 8 and str(value.ty.dtype).startswith("int8"):
-            value = tirx.reinterpret(tir.lanes_of("uint8", lanes), value)  # a byte as it is: no sign in its neighbours
-        part = value.astype(tir.lanes_of("int32", lanes))
-        if bits == 16:
-            part = part & tir.splat(tir.const(0xFFFF, "int32"), lanes)
-        if i:
-            part = part << tir.splat(tir.const(bits * i, "int32"), lanes)
-        total = part if total is None else total | part
-    return total

@@ -23,6 +23,7 @@ from tvmflow.schedule import (
     cuda_matmul,
     cuda_rows,
     depthwise,
+    depthwise_dot,
     elementwise,
     float_islands,
     matmul,
@@ -37,6 +38,7 @@ Tile: TypeAlias = (
     conv2d.ConvTile
     | winograd.WinogradTile
     | depthwise.DepthwiseTile
+    | depthwise_dot.DepthwiseDotTile
     | matmul.MatMulTile
     | attention.AttentionTile
     | elementwise.FlatTile
@@ -174,6 +176,16 @@ def _cuda_threads(name: str, kind: type, emit: Callable[[Any, Any, str], tirx.Pr
 
 
 TEMPLATES: tuple[Template, ...] = (
+    _tiled(
+        "depthwise_dot",
+        fits=lambda spec, target: (
+            isinstance(spec, ks.Conv2d) and spec.is_depthwise and depthwise_dot.fits(spec, dots(spec, target))
+        ),
+        space=lambda spec, target: depthwise_dot.space(spec, dots(spec, target), _registers(target)),
+        estimate=lambda spec, tile, target: depthwise_dot.estimate(spec, tile),
+        emit=depthwise_dot.emit,
+        pack=depthwise_dot.pack,
+    ),
     _tiled(
         "depthwise",
         fits=lambda spec, target: isinstance(spec, ks.Conv2d) and spec.is_depthwise,
