@@ -24,6 +24,7 @@ from tvmflow.schedule import (
     cuda_rows,
     depthwise,
     depthwise_dot,
+    depthwise_float,
     elementwise,
     float_islands,
     matmul,
@@ -39,6 +40,7 @@ Tile: TypeAlias = (
     | winograd.WinogradTile
     | depthwise.DepthwiseTile
     | depthwise_dot.DepthwiseDotTile
+    | depthwise_float.DepthwiseFloatTile
     | matmul.MatMulTile
     | attention.AttentionTile
     | elementwise.FlatTile
@@ -185,6 +187,14 @@ TEMPLATES: tuple[Template, ...] = (
         estimate=lambda spec, tile, target: depthwise_dot.estimate(spec, tile),
         emit=depthwise_dot.emit,
         pack=depthwise_dot.pack,
+    ),
+    _tiled(
+        "depthwise_float",
+        fits=lambda spec, target: isinstance(spec, ks.Conv2d) and spec.is_depthwise and not spec.is_integer,
+        space=lambda spec, target: depthwise_float.space(spec, dots(spec, target), _registers(target)),
+        estimate=lambda spec, tile, target: depthwise_float.estimate(spec, tile),
+        emit=depthwise_float.emit,
+        pack=depthwise_float.pack,
     ),
     _tiled(
         "depthwise",

@@ -1,0 +1,135 @@
+"""float32 depthwise convolution: vectors of channels, with the image read where it is.
+
+Nothing is copied for the borders: a line asks only for the kernel rows that lie inside the image, and the tiles of columns that
+see the left or right border have code of their own, without the taps outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmflow.kernels.spec import Conv2d
+from tvmflow.schedule import tir
+from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
+
+Array = NDArray[Any]
+Expr = Any
+Taps = tuple[tuple[int, int, int], ...]
+"""Column of the image relative to the tile's first, output that uses it, column of the kernel; in order."""
+
+
+class DepthwiseFloatTile(msgspec.Struct, frozen=True, tag="depthwise_float"):
+    """``mw`` outputs of a row are computed together. Threads share bands of ``rows`` rows, or the channels of a single band."""
+
+    dot: str
+    mw: int
+    rows: int
+    threads: bool = True
+
+
+def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[DepthwiseFloatTile]:
+    """Tiles whose accumulators, weights of a kernel row and two columns in flight fit the register file."""
+    dot = dot_for(names if spec.oc >= 4 else ("generic_f32",), spec.oc)
+    for mw in range(1, min(spec.ow, 28) + 1):
+        if mw + spec.kw + 2 <= registers or mw == 1:
+            for rows in sorted({min(rows, spec.oh) for rows in (1, 2, 4, 8)} | ({spec.oh} if spec.oh <= 16 else set())):
+                yield DepthwiseFloatTile(dot.name, mw, rows)
+
+
+def estimate(spec: Conv2d, tile: DepthwiseFloatTile) -> float:
+    """Cycles: loads and multiplies of each kernel row, the epilogue, and the rows that a band reads again."""
+    lanes = BY_NAME[tile.dot].lanes
+    columns = (tile.mw - 1) * spec.stride[1] + (spec.kw - 1) * spec.dilation[1] + 1
+    row = max(tile.mw * spec.kw / 2, (columns + spec.kw) / 2, 4.0 * spec.kw) + 3
+    line = ceil(spec.ow / tile.mw) * (spec.kh * row + 2.0 * tile.mw + 12) + 40
+    again = (spec.kh - 1) * spec.dilation[0] * spec.w / 2
+    return spec.n * ceil(spec.oh / tile.rows) * ceil(spec.oc / lanes) * (tile.rows * line + again)
+
+
+def pack(spec: Conv2d, tile: DepthwiseFloatTile, consts: list[Array]) -> list[Array]:
+    """Weights as ``[kh, kw, channels]``."""
+    return [np.ascontiguousarray(consts[0].reshape(spec.oc, spec.kh, spec.kw).transpose(1, 2, 0)), *consts[1:]]
+
+
+def emit(spec: Conv2d, tile: DepthwiseFloatTile, name: str) -> tirx.PrimFunc:
+    """The kernel as a PrimFunc over ``x, packed weight, bias, bounds[, residual], y``."""
+    params = tir.conv_params(spec, (spec.kh, spec.kw, spec.oc), "float32", spec.oc)
+    return tir.prim_func(name, params, lambda *buffers: _Nest(spec, tile).emit(*buffers), {})
+
+
+def column_tiles(spec: Conv2d, mw: int) -> list[tuple[int, int, Taps]]:
+    """First output, number and taps of tiles that follow each other and see the image alike."""
+    found: list[tuple[int, int, Taps]] = []
+    for t in range(ceil(spec.ow / mw)):
+        start = min(t * mw, spec.ow - mw)
+        left = start * spec.stride[1] - spec.pad[1]
+        every = ((m * spec.stride[1] + k * spec.dilation[1], m, k) for m in range(mw) for k in range(spec.kw))
+        taps = tuple(sorted(tap for tap in every if 0 <= left + tap[0] < spec.w))
+        if found and found[-1][2] == taps and start == found[-1][0] + found[-1][1] * mw:
+            found[-1] = (found[-1][0], found[-1][1] + 1, taps)
+        else:
+            found.append((start, 1, taps))
+    return found
+
+
+class _Nest:
+    """Emits the loop nest; its attributes are what the pieces share."""
+
+    def __init__(self, spec: Conv2d, tile: DepthwiseFloatTile) -> None:
+        self.spec, self.tile = spec, tile
+        self.dot: Dot = BY_NAME[tile.dot]
+
+    def emit(self, x: Any, weight: Any, bias: Any, *rest: Any) -> None:
+        spec, tile = self.spec, self.tile
+        self.x, self.weight, self.bias, self.params, self.y = x, weight, bias, rest[:-1], rest[-1]
+        bands = ceil(spec.oh / tile.rows)
+        lanes = 1 << (min(self.dot.lanes, spec.oc).bit_length() - 1)
+        with tir.parallel_if(tile.threads, spec.n * bands) as chunk:
+            image = chunk // bands if spec.n > 1 else 0
+            oh0 = T.Bind(tirx.min(chunk % bands * tile.rows, spec.oh - tile.rows))
+            with tir.parallel_if(tile.threads and spec.n * bands == 1, ceil(spec.oc / lanes)) as v:
+                self._channels(image, oh0, T.Bind(tirx.min(v * lanes, spec.oc - lanes)), lanes)
+
+    def _channels(self, image: Expr, oh0: Expr, c: Expr, lanes: int) -> None:
+        """A band of rows for ``lanes`` channels from ``c`` on: what a line reads is still in L1 for the next."""
+        spec, tile = self.spec, self.tile
+        with T.serial(0, tile.rows) as line:
+            oh = T.Bind(oh0 + line)
+            top = T.Bind(oh * spec.stride[0] - spec.pad[0])
+            spacing = spec.dilation[0]
+            # kernel rows inside the image
+            first = T.Bind((tirx.max(-top, 0) + spacing - 1) // spacing)
+            last = T.Bind(tirx.min((spec.h - top + spacing - 1) // spacing, spec.kh))
+            for start, count, taps in column_tiles(spec, tile.mw):
+                with T.serial(0, count) as t:
+                    ow0 = T.Bind(start + t * tile.mw)
+                    source = ((image * spec.h + top) * spec.w + ow0 * spec.stride[1] - spec.pad[1]) * spec.oc + c
+                    to = ((image * spec.oh + oh) * spec.ow + ow0) * spec.oc + c
+                    self._tile(T.Bind(source), T.Bind(to), c, lanes, taps, first, last)
+
+    def _tile(self, source: Expr, to: Expr, c: Expr, lanes: int, taps: Taps, first: Expr, last: Expr) -> None:
+        spec, dot, everything = self.spec, self.dot, tir.at(0, lanes)
+        epilogue = tir.ConvEpilogue(spec, self.bias, self.params, lanes, "float32")
+        start = epilogue.bias_at(c)
+        acc = [tir.register(lanes, "float32") for _ in range(self.tile.mw)]
+        for cell in acc:
+            T.buffer_store(cell, start, [everything])
+        with T.serial(first, last) as kh:
+            row = T.Bind(source + kh * (spec.dilation[0] * spec.w * spec.oc))
+            used = sorted({k for _, _, k in taps})
+            weights = {k: T.Bind(self.weight[tir.at((kh * spec.kw + k) * spec.oc + c, lanes)]) for k in used}
+            loaded: dict[int, Expr] = {}
+            for column, m, k in taps:
+                if column not in loaded:
+                    loaded[column] = T.Bind(self.x[tir.at(row + column * spec.oc, lanes)])
+                T.buffer_store(acc[m], dot.lanewise(acc[m][everything], loaded[column], weights[k], lanes), [everything])
+        for m, cell in enumerate(acc):
+            epilogue.store(self.y, to + m * spec.oc, cell[everything])
