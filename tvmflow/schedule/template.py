@@ -208,7 +208,7 @@ TEMPLATES: tuple[Template, ...] = (
         "conv2d",
         fits=lambda spec, target: isinstance(spec, ks.Conv2d),
         space=_convolutions,
-        estimate=lambda spec, tile, target: CONVOLUTIONS[type(tile)].estimate(spec, tile, target.cpu.l2_kib),
+        estimate=lambda spec, tile, target: CONVOLUTIONS[type(tile)].estimate(spec, tile, target.cpu),
         emit=lambda spec, tile, name: CONVOLUTIONS[type(tile)].emit(spec, tile, name),
         pack=lambda spec, tile, consts: CONVOLUTIONS[type(tile)].pack(spec, tile, consts),
     ),

@@ -26,6 +26,7 @@ from tvmflow.schedule import tir
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.staging import Staging
 from tvmflow.schedule.winograd_transforms import POINTS, Transforms
+from tvmflow.target import Cpu
 
 Array = NDArray[Any]
 Expr = Any
@@ -88,7 +89,7 @@ def _shares(whole: int, most: int) -> list[int]:
     return sorted({ceil(whole / parts) for parts in range(1, whole + 1) if ceil(whole / parts) <= most})
 
 
-def estimate(spec: Conv2d, tile: WinogradTile, l2_kib: int) -> float:
+def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
     """Cycles by the machine of conv2d.estimate: the products, both transforms, and weights and patches that L2 can't hold."""
     geo = Geometry(spec, tile)
     bands = spec.n * geo.bands
@@ -98,9 +99,9 @@ def estimate(spec: Conv2d, tile: WinogradTile, l2_kib: int) -> float:
     forward, backward = (24.0, 20.0) if tile.m == 2 else (110.0, 80.0)
     transforms = bands * geo.patches * (ceil(spec.ic / geo.dot.lanes) * forward + geo.blocks * tile.nr * backward)
     weights = 4.0 * geo.points * spec.ic * spec.oc
-    again = weights * bands / (64 if weights < l2_kib * 512 else 16)
+    again = weights * bands / (64 if weights < cpu.l2_kib * 512 else 16)
     buffer = 4.0 * geo.points * geo.patches * spec.ic
-    spilled = bands * geo.blocks * buffer / 26 if buffer > l2_kib * 900 else 0.0
+    spilled = bands * geo.blocks * buffer / 26 if buffer > cpu.l2_kib * 900 else 0.0
     return products + transforms + again + spilled
 
 
