@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -165,9 +167,13 @@ def serve(folder, precision, threads):
         os._exit(3)
     print("a library that prints")
     def run(inputs):
+        place = SHARED if precision == "mixed" else np.empty_like(inputs["x"])
+        np.multiply(inputs["x"], 2, out=place)
         time.sleep(0.002)
-        return inputs["x"] * 2
+        return place
     return run
+
+SHARED = np.empty((1, 3), np.float32)
 """
 
 
@@ -214,6 +220,31 @@ def test_workers_say_why_they_fail(pretender: Path) -> None:
         process.prepare(python, ("pretender", pretender / "model", "int8", data, pretender))
     with pytest.raises(unavailable):
         process.Worker(python, ("serve", "pretender", pretender, "crash", 1, data))
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a runtime loads."""
+
+    precision: str
+    folder: Path | None
+    reason: str = ""
+    peer: Any = field(default_factory=lambda: SimpleNamespace(name="pretender", requirements=()))
+
+
+def test_sessions_beside_each_other(pretender: Path) -> None:
+    """All of them run, and one that gets another's results is an error."""
+    sessions, data = part("sessions"), pretender / "data.npz"
+    np.savez(data, x=np.arange(6, dtype=np.float32).reshape(2, 1, 3))
+    made = [Files("fp32", pretender), Files("mixed", pretender), Files("int8", None, "it has no int8")]
+    found = sessions.measure("net", 1, made, (1, 2), data, 2, 0.1)
+    rows = {(r["precision"], r["sessions"]): r for r in found}
+    assert len(rows) == 6 and "worker" not in rows["fp32", 1]
+    json.dumps(found)
+    assert all(len(turn["runs"]) == 2 and min(turn["runs"]) > 0 for turn in rows["fp32", 2]["turns"])
+    assert rows["mixed", 1]["reason"] == "" and "another session's" in rows["mixed", 2]["reason"]
+    shown = sessions.table(found)
+    assert "it has no int8" in shown and "1.00x" in shown and "another session's" in shown
 
 
 def test_other_batch_sizes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_peers_parts import depth, tables
+from bench_peers_parts import depth, sessions, tables
 from bench_peers_parts.environments import OURS, PEERS, Peer, Unavailable, folder, python
 from bench_peers_parts.models import MODELS, TRANSFORMERS, get
 from bench_peers_parts.prepare import prepared
@@ -115,6 +115,7 @@ def arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--rounds", type=int, default=10, help="turns of everybody; 0: install and prepare only")
     parser.add_argument("--seconds", type=float, default=0.25, help="timed runs in each turn")
     parser.add_argument("--depth", action="store_true", help="instead: what compiling ResNets of 18 to 152 layers costs")
+    parser.add_argument("--sessions", type=listed, help="instead: so many sessions at once in one process, for example 1,2,4")
     parser.add_argument("--json", type=Path, help="write every raw run here")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     return parser, parser.parse_args()
@@ -139,6 +140,7 @@ def main() -> int:
         "kernel": platform.release(),
         "command": shlex.join(["tools/bench_peers", *sys.argv[1:]]),
         "cells": [],
+        "sessions": [],
     }
     if asked.depth:
         report["depth"] = depth.measure()
@@ -149,12 +151,19 @@ def main() -> int:
         for batch in map(int, asked.batch):
             model, calibration = get(name, batch, folder() / "models", data.get(name))
             made = prepare_all(peers, asked.precisions, name, model, calibration)
+            if asked.sessions:
+                counts = [int(count) for count in asked.sessions]
+                report["sessions"] += sessions.measure(name, batch, made, counts, calibration, asked.rounds, asked.seconds)
+                save(report, asked.json)
+                continue
             for threads in map(int, asked.threads) if asked.rounds else ():
                 load = load_average()
                 cell, priority = one_cell(name, batch, threads, made, calibration, asked.rounds, asked.seconds)
                 report["cells"].append({**to_json(cell), "load_average": load, "priority": priority})
                 say(tables.table(report["cells"][-1:]))
                 save(report, asked.json)
+    if report["sessions"]:
+        print(sessions.table(report["sessions"]))
     if report["cells"]:
         cells = report["cells"]
         print(tables.markdown(report) if asked.markdown else f"{tables.table(cells)}\n\n{tables.costs(cells)}")

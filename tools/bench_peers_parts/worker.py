@@ -2,6 +2,7 @@
 
     worker.py prepare PEER MODEL PRECISION CALIBRATION FOLDER     makes what the runtime loads
     worker.py serve PEER FOLDER PRECISION THREADS CALIBRATION     loads it, then measures on command
+    worker.py sessions PEER FOLDER PRECISION COUNT CALIBRATION    loads it so many times, then runs all at once on command
     worker.py peak THREADS                                        the machine's peak, on command
 
 Commands are JSON lines on standard input, replies JSON lines on what was standard output: libraries print there, so it is moved.
@@ -14,8 +15,10 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,6 +82,32 @@ def serve(pipe: Any, name: str, folder: str, precision: str, threads: str, calib
     answer(pipe, ready, lambda asked: turn(run, inputs, asked["seconds"], asked["warm"]))
 
 
+def sessions(pipe: Any, name: str, folder: str, precision: str, count: str, calibration: str) -> None:
+    """Each session has inputs of its own, and what it makes of them alone is what it must make of them beside the others."""
+    peer, inputs = load(name), samples(Path(calibration))[: int(count)]
+    runs = [peer.serve(Path(folder), precision, 1) for _ in inputs]
+    alone = [np.array(run(x)) for run, x in zip(runs, inputs, strict=True)]
+
+    def together(asked: Reply) -> Reply:
+        start = threading.Barrier(len(runs))
+
+        def work(run: Run, given: dict[str, np.ndarray], expected: np.ndarray) -> tuple[int, int]:
+            done = wrong = 0
+            start.wait()
+            end = time.perf_counter() + asked["seconds"]
+            while time.perf_counter() < end:
+                wrong += not np.array_equal(run(given), expected)
+                done += 1
+            return done, wrong
+
+        with ThreadPoolExecutor(len(runs)) as pool:
+            begin = time.perf_counter()
+            done, wrong = zip(*pool.map(work, runs, inputs, alone), strict=True)
+        return {"runs": done, "wrong": sum(wrong), "wall": time.perf_counter() - begin}
+
+    answer(pipe, {"version": peer.version(), "resident_bytes": resident()}, together)
+
+
 def peak(pipe: Any, threads: str) -> None:
     from tvmflow.runtime.session import prepare_thread_pool
 
@@ -123,7 +152,7 @@ def main() -> None:
         return
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    (serve if verb == "serve" else peak)(pipe, *rest)
+    {"serve": serve, "sessions": sessions, "peak": peak}[verb](pipe, *rest)
 
 
 if __name__ == "__main__":
