@@ -90,7 +90,8 @@ def argument_names(spec: ks.Kernel) -> tuple[str, ...]:
     if isinstance(spec, ks.Pool2d) and spec.fn == "max":
         return ("x",)
     if isinstance(spec, ks.Attention):
-        return spec.ARGS[: 6 if spec.mask else 5]
+        present = {"quant": spec.is_integer, "mask": spec.mask is not None}
+        return tuple(name for name in spec.ARGS if present.get(name, True))
     if isinstance(spec, ks.LayerNorm):
         present = {"residual": spec.residual, "multiplier": bool(spec.quantized), "quant": bool(spec.quantized)}
         return tuple(name for name in spec.ARGS if present.get(name, True))
@@ -169,10 +170,13 @@ def _attention(spec: ks.Attention, rng: np.random.Generator) -> list[np.ndarray]
     """Scores that differ by a few powers of 2, probabilities up to what a byte holds or beyond, a mask that hides some."""
     shapes = [(spec.batch, rows, spec.heads, depth) for rows, depth in ((spec.m, spec.d), (spec.n, spec.d), (spec.n, spec.dv))]
     multiplier = [rng.uniform(20, 500) / (70 * np.sqrt(spec.d)), rng.choice([255.0, 400.0]), _multiplier(rng, 1, 70 * spec.n)[0]]
-    lowest = _bounds(spec.x)[0]
-    zeros = [_zero(rng, spec.x), int(rng.choice([lowest, _zero(rng, spec.x)])), _zero(rng, spec.x), _zero(rng, spec.y)]
-    args = [_bytes(rng, s, spec.x) for s in shapes]
-    args += [np.array(multiplier, np.float32), np.array([*zeros, *_clamp(rng, spec.y)], np.int32)]
+    args = [_activation(rng, s, spec.x) for s in shapes]
+    if spec.is_integer:
+        lowest = _bounds(spec.x)[0]
+        zeros = [_zero(rng, spec.x), int(rng.choice([lowest, _zero(rng, spec.x)])), _zero(rng, spec.x), _zero(rng, spec.y)]
+        args += [np.array(multiplier, np.float32), np.array([*zeros, *_clamp(rng, spec.y)], np.int32)]
+    else:
+        args.append(np.array([rng.uniform(0.2, 2)], np.float32))
     if spec.mask:
         hidden = np.where(rng.uniform(size=spec.mask_shape) < 0.3, -np.inf, rng.standard_normal(spec.mask_shape))
         args.append(hidden.astype(np.float32))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from tests.numerics.kernels import check, runnable, tensors
+from tests.numerics.kernels import check, run, runnable, tensors
 from tests.numerics.test_products import offering
 from tvmflow.kernels.call import kernel_call, kernel_of
 from tvmflow.kernels.exp2 import FRACTION_BITS, VALUE_BITS, exp2_below
@@ -21,8 +21,10 @@ from tvmflow.kernels.spec import Attention, MatMul, Quantize
 from tvmflow.model import Model
 from tvmflow.schedule.attention import AttentionTile
 from tvmflow.schedule.fuse_attention import fuse_attention
+from tvmflow.schedule.fuse_float_attention import fuse_float_attention
 
 INSTRUCTIONS = runnable(("vnni512", "vnni256", "maddwd512", "maddwd256", "maddwd128", "neon", "generic"))
+FLOAT = runnable(("fma512", "fma256", "fma128", "sse", "generic_f32"))
 DEPTHS = st.sampled_from((4, 8, 12, 20, 36))
 ROWS = st.sampled_from((1, 2, 5, 16, 17, 33))
 
@@ -40,6 +42,23 @@ def test_equals_the_oracle(
     x = "uint8" if instruction.startswith("vnni") else "int8"
     spec = Attention(batch, 3, m, n, d, dv, mask, x, x)
     check(spec, AttentionTile(instruction, min(mr, m), nr), offering(instruction), seed)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    instruction=st.sampled_from(FLOAT), batch=st.sampled_from((1, 2)), m=ROWS, n=ROWS, d=st.sampled_from((1, 4, 7, 36)),
+    dv=DEPTHS, masked=st.sampled_from((None, "keys", "queries", "batches")), mr=st.integers(1, 5), nr=st.integers(1, 2),
+)  # fmt: skip
+def test_float_is_near_the_oracle(
+    instruction: str, batch: int, m: int, n: int, d: int, dv: int, masked: str | None, mr: int, nr: int
+) -> None:
+    mask = {None: None, "keys": (1, 1), "queries": (1, m), "batches": (batch, m)}[masked]
+    spec = Attention(batch, 3, m, n, d, dv, mask, "float32", "float32")
+    args = tensors(spec)
+    if mask:
+        args[-1][:, :, 0] = 0  # where a row is hidden as a whole, the oracle has no answer
+    got = run(spec, AttentionTile(instruction, min(mr, m), nr), args, offering(instruction))
+    np.testing.assert_allclose(got, run_kernel(spec, args), rtol=1e-4, atol=1e-5)
 
 
 def test_powers() -> None:
@@ -138,3 +157,53 @@ def test_probabilities_that_others_read_stay() -> None:
 def test_mask_that_differs_between_heads_stays() -> None:
     _, absorbed = fuse_attention(Model(chain(mask_shape=(1, 2, 6, 6)), (), (), "test"))
     assert not absorbed
+
+
+def float_chain(
+    mask_shape: tuple[int, ...] | None = (1, 1, 1, 6), scale: Any = 0.5, depth: int = 4, axis: int = -1, reader: str = ""
+) -> Any:
+    """Attention of 2 heads over 6 tokens as importers write it, read by nobody else or also at the tensor ``reader``."""
+    b = relax.BlockBuilder()
+    params = [relax.Var(n, relax.TensorType((1, 6, 2, depth), "float32")) for n in "qkv"]
+    if mask_shape:
+        params.append(relax.Var("mask", relax.TensorType(mask_shape, "float32")))
+    with b.function("main", params):
+        with b.dataflow():
+            q, v = (b.emit(relax.op.permute_dims(t, (0, 2, 1, 3))) for t in (params[0], params[2]))
+            k = b.emit(relax.op.permute_dims(params[1], (0, 2, 3, 1)))
+            named = {"scores": b.emit(relax.op.matmul(q, k))}
+            if scale is not None:
+                named["scores"] = b.emit(relax.op.multiply(named["scores"], relax.const(np.asarray(scale, np.float32))))
+            named["masked"] = b.emit(relax.op.add(named["scores"], params[3])) if mask_shape else named["scores"]
+            named["softmax"] = b.emit(relax.op.nn.softmax(named["masked"], axis=axis))
+            y = b.emit(relax.op.matmul(named["softmax"], v), name_hint="context")
+            y = b.emit(relax.op.reshape(b.emit(relax.op.permute_dims(y, (0, 2, 1, 3))), (1, 6, 2 * depth)))
+            out = b.emit_output(relax.Tuple([y, named[reader]]) if reader else y)
+        b.emit_func_output(out)
+    return b.get()
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+@pytest.mark.parametrize(("mask", "rows"), [(None, None), ((1, 1, 1, 6), (1, 1)), ((6, 6), (1, 6))])
+def test_float_chain_becomes_a_kernel(mask: tuple[int, ...] | None, rows: tuple[int, int] | None, scale: float | None) -> None:
+    module = float_chain(mask, scale)
+    fused = fuse_float_attention(Model(module, (), (), "test")).module
+    assert specs(fused) == [Attention(1, 2, 6, 6, 4, 4, rows, "float32", "float32")]
+    assert not any(name in fused.script() for name in ("permute_dims", "softmax", "matmul", "R.add"))
+    rng = np.random.default_rng(1)
+    inputs = [rng.standard_normal([int(d) for d in p.ty.shape]).astype(np.float32) for p in module["main"].params]
+    before, (after, named) = interpret(module, inputs)[0][0], interpret(fused, inputs)
+    np.testing.assert_allclose(after[0], before, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(named["context/attention"].reshape(1, 6, 8), after[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reader": "scores"}, {"reader": "masked"}, {"reader": "softmax"}, {"mask_shape": (1, 2, 6, 6)}, {"axis": 1},
+        {"scale": [[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]]}, {"depth": 3},
+    ],
+)  # fmt: skip
+def test_float_chains_that_stay(options: dict[str, Any]) -> None:
+    fused = fuse_float_attention(Model(float_chain(**options), (), (), "test")).module
+    assert not specs(fused) and fused.script().count("R.matmul") == 2

@@ -93,6 +93,7 @@ def lower(
     from tvmflow.optimize import optimize
     from tvmflow.quantize.realize import realize
     from tvmflow.schedule.fuse_attention import fuse_attention
+    from tvmflow.schedule.fuse_float_attention import fuse_float_attention
     from tvmflow.schedule.fuse_norm import fuse_norm
     from tvmflow.schedule.lower_float import lower_float
 
@@ -117,9 +118,10 @@ def lower(
             coverage = coverage.with_integer(absorbed)
             trace.show("fuse_attention", model.module)
     with trace.stage("lower float"):
-        model = lower_float(model)
         if target.cuda is None:
-            model = fuse_norm(model)
+            model = fuse_norm(lower_float(fuse_float_attention(model)))
+        else:
+            model = lower_float(model)
     trace.show("lower_float", model.module)
     notes = (*imported.notes, *(quantization.notes if quantization else ()))
     return Lowered(model, floating, imported.check, coverage, quantization, notes)

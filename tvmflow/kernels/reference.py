@@ -112,6 +112,19 @@ def _matmul(spec: ks.MatMul, args: Sequence[Array]) -> Array:
 
 
 def _attention(spec: ks.Attention, args: Sequence[Array]) -> Array:
+    return (_integer_attention if spec.is_integer else _float_attention)(spec, args)
+
+
+def _float_attention(_spec: ks.Attention, args: Sequence[Array]) -> Array:
+    q, k, v, multiplier, *mask = (a.astype(np.float64) for a in args)
+    scores = np.einsum("bmhd,bnhd->bhmn", q, k, optimize=True) * multiplier[0]
+    if mask:
+        scores = scores + mask[0][:, None]
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.einsum("bhmn,bnhd->bmhd", powers / powers.sum(axis=-1, keepdims=True), v, optimize=True).astype(np.float32)
+
+
+def _integer_attention(spec: ks.Attention, args: Sequence[Array]) -> Array:
     q, k, v, multiplier, quant, *mask = args
     q_zero, p_zero, v_zero, y_zero, lo, hi = (int(value) for value in quant)
     info = np.iinfo(spec.x)

@@ -129,13 +129,15 @@ class MatMul(Spec, frozen=True, tag="matmul"):
 
 
 class Attention(Spec, frozen=True, tag="attention"):
-    """Softmax attention of all heads, in integers throughout: ``q [batch, m, heads, d]``, ``k [batch, n, heads, d]``,
-    ``v [batch, n, heads, dv]`` in, ``[batch, m, heads, dv]`` out, as dense layers write and read them.
+    """Softmax attention of all heads: ``q [batch, m, heads, d]``, ``k [batch, n, heads, d]``, ``v [batch, n, heads, dv]`` in,
+    ``[batch, m, heads, dv]`` out, as dense layers write and read them.
 
-    Arguments ``q, k, v, multiplier [3], quant[, mask]``: ``quant = [q_zero, p_zero, v_zero, y_zero, lo, hi]``, where p are the
-    probabilities. ``multiplier`` takes products of queries and keys to steps of a score (kernels/exp2.py), is ``1 / scale`` of
-    the probabilities, and takes weighted values to the output's scale. ``mask`` float32 ``mask_shape`` is added to the scores
-    before the softmax. The zero point of k adds the same to all scores of a query, which no softmax notices: there is none.
+    Float, arguments ``q, k, v, multiplier [1][, mask]``: ``softmax(q k^T * multiplier + mask) v``.
+    Integer throughout, arguments ``q, k, v, multiplier [3], quant[, mask]``:
+      ``quant = [q_zero, p_zero, v_zero, y_zero, lo, hi]``, where p are the probabilities. ``multiplier`` takes products of
+      queries and keys to steps of a score (kernels/exp2.py), is ``1 / scale`` of the probabilities, and takes weighted values to
+      the output's scale. The zero point of k adds the same to all scores of a query, which no softmax notices: there is none.
+    ``mask`` float32 ``mask_shape`` is added to the scores before the softmax.
     """
 
     batch: int
@@ -163,6 +165,10 @@ class Attention(Spec, frozen=True, tag="attention"):
     @property
     def ops(self) -> int:
         return 2 * self.batch * self.heads * self.m * self.n * (self.d + self.dv)
+
+    @property
+    def is_integer(self) -> bool:
+        return self.x != "float32"
 
 
 class Binary(Spec, frozen=True, tag="binary"):

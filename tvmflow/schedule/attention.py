@@ -19,14 +19,13 @@ from tvm.tirx.script.builder import ir as T
 from tvmflow.kernels.exp2 import FRACTION_BITS, LAST_SHIFT, MASK_STEPS, SCORE_LIMIT, TERMS
 from tvmflow.kernels.spec import Attention
 from tvmflow.schedule import tir
-from tvmflow.schedule.intrinsics import BY_NAME, Dot
+from tvmflow.schedule.float_attention import FloatHeads
+from tvmflow.schedule.intrinsics import BY_NAME
+from tvmflow.schedule.panels import SIDE_BY_SIDE, Panels, copy_queries, narrowest_above, signed_shift
 
 Expr = Any
 NOWHERE = -(1 << 28)
 """Added to the scores of columns that only fill a vector: their weight is 0."""
-
-SIDE_BY_SIDE = 8
-"""Most rows whose softmax is computed at the same time."""
 
 
 class AttentionTile(msgspec.Struct, frozen=True, tag="attention"):
@@ -58,18 +57,20 @@ def estimate(spec: Attention, tile: AttentionTile) -> float:
 
 
 def emit(spec: Attention, tile: AttentionTile, name: str) -> tirx.PrimFunc:
-    """``q, k, v, multiplier, quant[, mask], y``."""
+    """``q, k, v, multiplier[, quant][, mask], y``."""
     params: list[tuple[str, tuple[int, ...], str]] = [
         ("q", (spec.batch, spec.m, spec.heads, spec.d), spec.x),
         ("k", (spec.batch, spec.n, spec.heads, spec.d), spec.x),
         ("v", (spec.batch, spec.n, spec.heads, spec.dv), spec.x),
-        ("multiplier", (3,), "float32"),
-        ("quant", (6,), "int32"),
+        ("multiplier", (3 if spec.is_integer else 1,), "float32"),
     ]
+    if spec.is_integer:
+        params.append(("quant", (6,), "int32"))
     if spec.mask:
         params.append(("mask", spec.mask_shape, "float32"))
     params.append(("y", spec.out_shape, spec.y))
-    return tir.prim_func(name, params, lambda *buffers: _Heads(spec, tile).emit(*buffers), {})
+    heads = _Heads(spec, tile) if spec.is_integer else FloatHeads(spec, tile.dot, tile.mr, tile.nr, tile.threads)
+    return tir.prim_func(name, params, heads.emit, {})
 
 
 class _Heads:
@@ -81,7 +82,6 @@ class _Heads:
         size = self.dot.lanes * self.dot.group
         self.columns = ceil(spec.n / size) * size
         """Keys, filled up to whole vectors of groups."""
-        self.shift = 128 if spec.x == "uint8" else 0
 
     def emit(self, q: Any, k: Any, v: Any, multiplier: Any, quant: Any, *rest: Any) -> None:
         spec, tile = self.spec, self.tile
@@ -89,10 +89,10 @@ class _Heads:
         self._convert_mask(rest[0] if spec.mask else None)
         with tir.parallel_if(tile.threads, spec.batch * spec.heads) as t:
             batch, head = T.Bind(t // spec.heads), T.Bind(t % spec.heads)
-            queries = self._copy_queries(q, batch, head)
-            keys = _Panels(self, self.dot, spec.d, self.columns)
+            queries = copy_queries(spec, self.dot, q, batch, head)
+            keys = Panels(spec, self.dot, spec.d, self.columns)
             keys.pack_rows(k, batch, head, -quant[0])
-            values = _Panels(self, self.value_dot, self.columns, spec.dv)
+            values = Panels(spec, self.value_dot, self.columns, spec.dv)
             values.pack_columns(v, batch, head, -quant[1], self.dot.lanes)
             scores = T.alloc_buffer((tile.mr * self.columns,), "int32", scope="global")
             weights = T.alloc_buffer((tile.mr * self.columns,), self.value_dot.a_dtype, scope="global")
@@ -128,20 +128,7 @@ class _Heads:
 
             tir.for_each_run(spec.n, lanes, convert)
 
-    def _copy_queries(self, q: Any, batch: Expr, head: Expr) -> Any:
-        """The head's rows, one after the other, in the type that the dot product wants."""
-        spec, dtype = self.spec, self.dot.a_dtype
-        queries = T.alloc_buffer((spec.m * spec.d,), dtype, scope="global")
-        with T.serial(0, spec.m) as row:
-
-            def copy(o: Expr, n: int) -> None:
-                source = ((batch * spec.m + row) * spec.heads + head) * spec.d + o
-                T.buffer_store(queries, q[tir.at(source, n)].astype(tir.lanes_of(dtype, n)), [tir.at(row * spec.d + o, n)])
-
-            tir.for_each_run(spec.d, 64, copy)
-        return queries
-
-    def _scores(self, queries: Any, keys: _Panels, scores: Any, m0: Expr, batch: Expr) -> None:
+    def _scores(self, queries: Any, keys: Panels, scores: Any, m0: Expr, batch: Expr) -> None:
         """Scores in steps of ``2**-FRACTION_BITS`` in the exponent of 2, mask included, up to a constant."""
         spec, tile, lanes = self.spec, self.tile, self.dot.lanes
         by = T.Bind(tir.splat(self.multiplier[0], lanes))
@@ -227,11 +214,11 @@ class _Heads:
                 T.buffer_store(
                     weights, tirx.reinterpret(tir.lanes_of(value_dot.a_dtype, size), word), [tir.at(base + i * size, size)]
                 )
-        by = T.Bind(tir.const(self.shift, "int32") - self.quant[2])
+        by = T.Bind(tir.const(signed_shift(self.spec), "int32") - self.quant[2])
         for row, cell in zip(rows, cells, strict=True):
             T.buffer_store(sums, (_across("add", cell[everything]) - zero * self.columns) * by, [row])
 
-    def _weighted_values(self, weights: Any, values: _Panels, sums: Any, m0: Expr, batch: Expr, head: Expr) -> None:
+    def _weighted_values(self, weights: Any, values: Panels, sums: Any, m0: Expr, batch: Expr, head: Expr) -> None:
         spec, tile, dot, quant = self.spec, self.tile, self.value_dot, self.quant
         requantize = tir.Requantizer(quant[3], quant[4], quant[5], dot.lanes, spec.y)
         by = T.Bind(tir.splat(self.multiplier[2], dot.lanes))
@@ -243,100 +230,6 @@ class _Heads:
             T.buffer_store(self.y, value, [tir.at(index, dot.lanes)])
 
         values.product(weights, tir.const(0, "int32"), tile.mr, min(values.vectors, tile.nr), store)
-
-
-class _Panels:
-    """A packed right operand ``[vectors, depth / group, lanes, group]`` with what each column's accumulator starts from."""
-
-    def __init__(self, heads: _Heads, dot: Dot, depth: int, columns: int) -> None:
-        self.spec, self.shift, self.dot, self.depth, self.columns = heads.spec, heads.shift, dot, depth, columns
-        self.vectors, self.steps = ceil(columns / dot.lanes), depth // dot.group
-        self.packed = T.alloc_buffer((self.vectors * depth * dot.lanes,), dot.b_dtype, scope="global")
-        self.starts = T.alloc_buffer((self.vectors * dot.lanes,), dot.acc_dtype, scope="global")
-
-    def first_column(self, vector: Expr) -> Expr:
-        """The last vector is moved back inside where it would stick out."""
-        lanes = self.dot.lanes
-        return tirx.min(vector * lanes, self.columns - lanes) if self.columns % lanes else vector * lanes
-
-    def pack_rows(self, k: Any, batch: Expr, head: Expr, factor: Expr) -> None:
-        """Columns are the rows of ``k``; columns beyond the last key repeat it."""
-        spec, dot = self.spec, self.dot
-        with T.serial(0, self.vectors) as vector:
-            with T.serial(0, dot.lanes) as lane:
-                row = vector * dot.lanes + lane
-                if self.columns != spec.n:
-                    row = tirx.min(row, spec.n - 1)
-                source = T.Bind(((batch * spec.n + row) * spec.heads + head) * spec.d)
-                with T.serial(0, self.steps) as step:
-                    to = ((vector * self.steps + step) * dot.lanes + lane) * dot.group
-                    T.buffer_store(self.packed, self._signed(k, source + step * dot.group, dot.group), [tir.at(to, dot.group)])
-            self._sum(vector, factor)
-
-    def pack_columns(self, v: Any, batch: Expr, head: Expr, factor: Expr, apart: int) -> None:
-        """A step takes ``group`` rows of ``v`` that are ``apart``, as the weights lie; rows beyond the last one repeat it."""
-        spec, dot = self.spec, self.dot
-        with T.serial(0, self.vectors) as vector:
-            column = T.Bind(head * spec.dv + self.first_column(vector))
-            with T.serial(0, self.steps) as step:
-                first = step // apart * (apart * dot.group) + step % apart
-                rows = [first + g * apart for g in range(dot.group)]
-                if self.depth != spec.n:
-                    rows = [tirx.min(row, spec.n - 1) for row in rows]
-                lines = [
-                    T.Bind(self._signed(v, (batch * spec.n + row) * (spec.heads * spec.dv) + column, dot.lanes)) for row in rows
-                ]
-                interleaved = [g * dot.lanes + lane for lane in range(dot.lanes) for g in range(dot.group)]
-                value = lines[0] if dot.group == 1 else tirx.Shuffle(lines, interleaved)
-                size = dot.lanes * dot.group
-                T.buffer_store(self.packed, value, [tir.at((vector * self.steps + step) * size, size)])
-            self._sum(vector, factor)
-
-    def _signed(self, x: Any, start: Expr, lanes: int) -> Expr:
-        value = x[tir.at(start, lanes)]
-        if not self.shift:
-            return value
-        # q + 128 as a byte with its highest bit flipped is q
-        return tirx.reinterpret(tir.lanes_of("int8", lanes), value ^ tir.splat(tir.const(128, "uint8"), lanes))
-
-    def _sum(self, vector: Expr, factor: Expr) -> None:
-        """What accumulators start from: ``factor`` times the sum of their column."""
-        dot, everything = self.dot, tir.at(0, self.dot.lanes)
-        total = tir.register(dot.lanes, dot.acc_dtype)
-        T.buffer_store(total, tir.splat(tir.const(0, dot.acc_dtype), dot.lanes), [everything])
-        ones = tir.splat(tir.const(1, dot.a_dtype), dot.group)
-        size = dot.lanes * dot.group
-        with T.serial(0, self.steps) as step:
-            column = self.packed[tir.at((vector * self.steps + step) * size, size)]
-            T.buffer_store(total, dot.broadcast(total[everything], ones, column), [everything])
-        T.buffer_store(self.starts, total[everything] * tir.splat(factor, dot.lanes), [tir.at(vector * dot.lanes, dot.lanes)])
-
-    def product(self, a: Any, first: Expr, mr: int, nr: int, store: Any) -> None:
-        """``store(row, vector, accumulators)`` for ``mr`` rows of ``a`` from element ``first`` on and every vector of columns."""
-        dot, everything, size = self.dot, tir.at(0, self.dot.lanes), self.dot.lanes * self.dot.group
-        with T.serial(0, ceil(self.vectors / nr)) as block:
-            v0 = T.Bind(tirx.min(block * nr, self.vectors - nr) if self.vectors % nr else block * nr)
-            starts = [T.Bind(self.starts[tir.at((v0 + i) * dot.lanes, dot.lanes)]) for i in range(nr)]
-            acc = [[tir.register(dot.lanes, dot.acc_dtype) for _ in range(nr)] for _ in range(mr)]
-            for row in acc:
-                for cell, start in zip(row, starts, strict=True):
-                    T.buffer_store(cell, start, [everything])
-            with T.serial(0, self.steps) as step:
-                panels = [T.Bind(self.packed[tir.at(((v0 + i) * self.steps + step) * size, size)]) for i in range(nr)]
-                for r in range(mr):
-                    word = a[tir.at(first + r * self.depth + step * dot.group, dot.group)]
-                    for i in range(nr):
-                        T.buffer_store(acc[r][i], dot.broadcast(acc[r][i][everything], word, panels[i]), [everything])
-            for i in range(nr):
-                for r in range(mr):
-                    store(r, v0 + i, acc[r][i][everything])
-
-
-def narrowest_above(dot: Dot, columns: int) -> Dot:
-    """``dot``, or a narrower row of its family where it has more lanes than there are columns."""
-    while dot.narrower and dot.lanes > columns:
-        dot = BY_NAME[dot.narrower]
-    return dot
 
 
 def _rounded(value: Expr, lanes: int) -> Expr:

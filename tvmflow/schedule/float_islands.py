@@ -43,7 +43,9 @@ def emit_softmax(spec: Softmax, tile: FlatTile, name: str) -> tirx.PrimFunc:
 
     def body(x: Any, y: Any) -> None:
         def some(bases: list[Expr]) -> None:
-            tops = _reduce(bases, spec.n, tile.lanes, lambda _, at, o, n: x[tir.at(at + o, n)], tirx.max, [x[b] for b in bases])
+            tops = reduce_rows(
+                bases, spec.n, tile.lanes, lambda _, at, o, n: x[tir.at(at + o, n)], tirx.max, [x[b] for b in bases]
+            )
 
             def exponentials(o: Expr, n: int) -> None:
                 for base, top in zip(bases, tops, strict=True):
@@ -51,7 +53,7 @@ def emit_softmax(spec: Softmax, tile: FlatTile, name: str) -> tirx.PrimFunc:
                     T.buffer_store(y, value, [tir.at(base + o, n)])
 
             tir.for_each_run(spec.n, tile.lanes, exponentials)
-            totals = _reduce(bases, spec.n, tile.lanes, lambda _, at, o, n: y[tir.at(at + o, n)], _add)
+            totals = reduce_rows(bases, spec.n, tile.lanes, lambda _, at, o, n: y[tir.at(at + o, n)], add)
             for base, total in zip(bases, totals, strict=True):
                 _scale_in_place(spec.n, tile.lanes, y, base, T.Bind(tir.const(1.0, "float32") / total))
 
@@ -81,14 +83,14 @@ def emit_layer_norm(spec: LayerNorm, tile: FlatTile, name: str) -> tirx.PrimFunc
             return x[at] + optional[0][at] if spec.residual else x[at]
 
         def some(bases: list[Expr]) -> None:
-            sums = _reduce(bases, spec.n, tile.lanes, lambda _, base, o, n: value(tir.at(base + o, n)), _add)
+            sums = reduce_rows(bases, spec.n, tile.lanes, lambda _, base, o, n: value(tir.at(base + o, n)), add)
             means = [T.Bind(s * count) for s in sums]
 
             def squares(row: int, base: Expr, o: Expr, n: int) -> Expr:
                 centred = T.Bind(value(tir.at(base + o, n)) - tir.splat(means[row], n))
                 return centred * centred
 
-            sums = _reduce(bases, spec.n, tile.lanes, squares, _add)
+            sums = reduce_rows(bases, spec.n, tile.lanes, squares, add)
             scales = [T.Bind(tir.const(1.0, "float32") / tirx.sqrt(s * count + epsilon[0])) for s in sums]
 
             for base, mean, scale in zip(bases, means, scales, strict=True):
@@ -109,7 +111,7 @@ def emit_layer_norm(spec: LayerNorm, tile: FlatTile, name: str) -> tirx.PrimFunc
     return tir.prim_func(name, params, body, {})
 
 
-def _add(a: Expr, b: Expr) -> Expr:
+def add(a: Expr, b: Expr) -> Expr:
     return a + b
 
 
@@ -120,7 +122,7 @@ def _rows(rows: int, n: int, tile: FlatTile, some: Callable[[list[Expr]], None])
         some([T.Bind((group * together + r) * n) for r in range(together)])
 
 
-def _reduce(
+def reduce_rows(
     bases: list[Expr],
     count: int,
     lanes: int,

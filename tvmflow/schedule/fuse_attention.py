@@ -12,6 +12,7 @@ After:  y = kernel attention(q, k, v, mask), without the permutations
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -36,7 +37,7 @@ def fuse_attention(model: Model) -> tuple[Model, tuple[str, ...]]:
 
     def rule(walk: Walk, call: Any) -> Any:
         if op_name(call) == "permute_dims":
-            return _without_permutation(walk, call)
+            return without_permutation(walk, call)
         spec = kernel_of(call)
         if not isinstance(spec, ks.MatMul) or spec.transpose_b or "float32" in (spec.x, spec.y):
             return None
@@ -65,20 +66,20 @@ class _Chain:
 
     @staticmethod
     def of(walk: Walk, values: ks.MatMul, call: Any) -> _Chain | None:
-        quantize, _ = _producer(walk, kernel_args(call)[0])
+        quantize, _ = producer(walk, kernel_args(call)[0])
         probabilities = kernel_of(quantize)
         if not isinstance(probabilities, ks.Quantize) or probabilities.nchw:
             return None
-        softmax, name = _producer(walk, kernel_args(quantize)[0])
+        softmax, name = producer(walk, kernel_args(quantize)[0])
         rank = len(shape_of(softmax)) if op_name(softmax) == "nn.softmax" else 0
         if not rank or int(softmax.attrs.axis) not in (-1, rank - 1):
             return None
         batch, heads, m, n = shape_of(softmax) if rank == 4 else (values.batch, 1, values.m, values.k)
         shape = (batch, heads, m, n)
         layers, mask = [name], None
-        before, name = _producer(walk, softmax.args[0])
+        before, name = producer(walk, softmax.args[0])
         if op_name(before) == "add":
-            found = _split_mask(walk, before, shape)
+            found = split_mask(walk, before, shape, lambda scores: isinstance(kernel_of(scores), ks.MatMul))
             if found is None:
                 return None
             layers.append(name)
@@ -103,9 +104,9 @@ class _Chain:
         _, v_zero, y_zero, lo, hi = (int(x) for x in array(value_quant))
         quant = [int(array(score_quant)[0]), int(array(probability_quant)[0]), v_zero, y_zero, lo, hi]
         operands = [
-            _rows_first(walk, q, (batch, heads, m, d), SWAP),
-            _rows_first(walk, k, (batch, heads, d, n), (0, 3, 1, 2)),
-            _rows_first(walk, v, (batch, heads, n, dv), SWAP),
+            rows_first(walk, q, (batch, heads, m, d), SWAP),
+            rows_first(walk, k, (batch, heads, d, n), (0, 3, 1, 2)),
+            rows_first(walk, v, (batch, heads, n, dv), SWAP),
         ]
         constants = [relax.const(np.array(multiplier, np.float32)), relax.const(np.array(quant, np.int32))]
         masked = None if self.mask is None else (shape_of(self.mask)[0], shape_of(self.mask)[1])
@@ -116,7 +117,7 @@ class _Chain:
         return walk.emit(relax.op.reshape(swapped, shape_of(call)))
 
 
-def _producer(walk: Walk, expr: Any) -> tuple[Any, str]:
+def producer(walk: Walk, expr: Any) -> tuple[Any, str]:
     """The call that computes ``expr``, seen through reshapes, and its name; None where others read one of these tensors."""
     while isinstance(expr, relax.Var) and walk.only_use(expr):
         value = walk.value(expr)
@@ -126,18 +127,20 @@ def _producer(walk: Walk, expr: Any) -> tuple[Any, str]:
     return None, ""
 
 
-def _split_mask(walk: Walk, add: Any, shape: tuple[int, int, int, int]) -> tuple[Any, Any] | None:
-    """The product with the keys and the mask ``[batches, queries, keys]`` that is added to it; None for any other sum."""
+def split_mask(
+    walk: Walk, add: Any, shape: tuple[int, int, int, int], are_scores: Callable[[Any], bool]
+) -> tuple[Any, Any] | None:
+    """The scores and the mask ``[batches, queries, keys]`` that is added to them; None for any other sum."""
     for scores, mask in (add.args, add.args[::-1]):
-        found, _ = _producer(walk, scores)
+        found, _ = producer(walk, scores)
         full = (1,) * (4 - len(shape_of(mask))) + shape_of(mask)
         fits = full[1] == 1 and full[3] == shape[3] and all(f in (1, s) for f, s in zip(full, shape, strict=True))
-        if fits and len(shape_of(add)) == 4 and isinstance(kernel_of(found), ks.MatMul):
+        if fits and len(shape_of(add)) == 4 and are_scores(found):
             return found, walk.emit(relax.op.reshape(mask, (full[0], full[2], full[3])), f"{walk.name}.mask")
     return None
 
 
-def _rows_first(walk: Walk, operand: Any, shape: tuple[int, int, int, int], axes: tuple[int, ...]) -> Any:
+def rows_first(walk: Walk, operand: Any, shape: tuple[int, int, int, int], axes: tuple[int, ...]) -> Any:
     """``operand`` of a product, in ``shape`` with its heads in front, as ``[batch, rows, heads, depth]`` by ``axes``."""
     expr, order, layout = operand, axes, tuple(shape)
     while True:
@@ -157,7 +160,7 @@ def _rows_first(walk: Walk, operand: Any, shape: tuple[int, int, int, int], axes
     return walk.emit(relax.op.permute_dims(laid_out, order), f"{walk.name}.rows")
 
 
-def _without_permutation(walk: Walk, call: Any) -> Any:
+def without_permutation(walk: Walk, call: Any) -> Any:
     """The attention's own result, where ``call`` undoes the permutation behind it."""
     inner = call.args[0]
     while walk.call(inner, "reshape") is not None:

@@ -7,6 +7,7 @@ normal distribution in gelu 5e-7 absolute.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import log
 from typing import Any
 
 from tvm import tirx
@@ -21,6 +22,7 @@ LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 """ln 2 in two parts, the first exact in few bits (Cody and Waite, Software Manual for the Elementary Functions, 1980)."""
 EXP_TERMS = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 """Taylor coefficients: on [-ln 2 / 2, ln 2 / 2] the seventh-order remainder is 1.2e-7."""
+EXP2_TERMS = tuple(term * log(2) ** (6 - i) for i, term in enumerate(EXP_TERMS))
 SQRT_HALF = 0.7071067811865476
 ERF_END = 4.0
 """erf(4) = 1 - 1.5e-8 is 1 in float32."""
@@ -34,7 +36,7 @@ class Vector:
     """float32 arithmetic on ``lanes`` lanes with scalar constants spread over them."""
 
     def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
+        self.lanes, self.integer = lanes, tir.lanes_of("int32", lanes)
 
     def const(self, value: float) -> Expr:
         return tir.splat(tir.const(value, "float32"), self.lanes)
@@ -49,14 +51,25 @@ class Vector:
     def exp(self, x: Expr) -> Expr:
         """2**k * e**r with k = round(x / ln 2): saturates near the ends of float32's range, never NaN for finite x."""
         x = tir.clip(x, self.const(-87.0), self.const(88.0))
-        integer = tir.lanes_of("int32", self.lanes)
         shifted = x * self.const(LOG2_E) + self.const(tir.Requantizer.MAGIC)
         # k by way of the bits: TVM would simplify (v + magic) - magic to v
-        k = T.Bind(tirx.reinterpret(integer, shifted) - self._whole(tir.Requantizer.MAGIC_BITS))
+        k = T.Bind(tirx.reinterpret(self.integer, shifted) - self._whole(tir.Requantizer.MAGIC_BITS))
         steps = T.Bind(k.astype(tir.lanes_of("float32", self.lanes)))
         r = T.Bind(x - steps * self.const(LN2_HIGH) - steps * self.const(LN2_LOW))
-        power = tirx.reinterpret(tir.lanes_of("float32", self.lanes), (k + self._whole(127)) << self._whole(23))
-        return self.polynomial(r, EXP_TERMS) * power
+        return self.polynomial(r, EXP_TERMS) * self._power(k)
+
+    def exp2(self, x: Expr) -> Expr:
+        """2**k * 2**f with k = round(x), for x below 128; what is below 2**-126 becomes that."""
+        x = T.Bind(tirx.max(x, self.const(-126.0)))
+        k = T.Bind(
+            tirx.reinterpret(self.integer, x + self.const(tir.Requantizer.MAGIC)) - self._whole(tir.Requantizer.MAGIC_BITS)
+        )
+        fraction = T.Bind(x - k.astype(tir.lanes_of("float32", self.lanes)))
+        return self.polynomial(fraction, EXP2_TERMS) * self._power(k)
+
+    def _power(self, k: Expr) -> Expr:
+        """2**k by way of the bits."""
+        return tirx.reinterpret(tir.lanes_of("float32", self.lanes), (k + self._whole(127)) << self._whole(23))
 
     def _whole(self, value: int) -> Expr:
         return tir.splat(tir.const(value, "int32"), self.lanes)
