@@ -29,8 +29,10 @@ from tvmflow.target import Cpu
 Array = NDArray[Any]
 Expr = Any
 
-PIPELINE_TILES = 64
+PIPELINE_TILES = 8
 """Fewest tiles that a pipeline runs over before it is emptied, where a kernel has as many."""
+MOST_CHUNKS = 48
+"""Enough for the threads of any machine that we have, and long pipelines in large kernels."""
 
 
 class ConvTile(msgspec.Struct, frozen=True, tag="conv2d"):
@@ -224,8 +226,8 @@ class _Nest:
         self.tiles = tiles = spec.n * tiles_h * tiles_w
         blocks = ceil(geo.vectors / tile.nr) * spec.groups
         outer, inner = (blocks, tiles) if tile.channels_outer else (tiles, blocks)
-        # a pipeline is filled and emptied once a chunk
-        chunks = ceil(outer * inner / PIPELINE_TILES) if tile.pipelined else outer
+        # a pipeline is filled and emptied once a chunk; threads share the chunks
+        chunks = max(1, min(MOST_CHUNKS, outer * inner // PIPELINE_TILES)) if tile.pipelined else outer
         chunk = ceil(outer / min(chunks, outer))
         with tir.parallel_if(tile.threads, ceil(outer / chunk)) as c:
             first = self._inside(c, chunk, outer)
