@@ -70,6 +70,8 @@ class Geometry:
         self.step = spec.stride[1]
         self.blocks = tuple(self._blocks())
         self.tables = sum(b.count for b in self.blocks)
+        self.taps = self.groups * spec.kw * 4 * dot.lanes
+        """Words of a table of weights."""
 
     def _blocks(self) -> Iterator[Block]:
         """Whole vectors of channels, then a narrower one for each smaller power of two; the last may overlap."""
@@ -135,8 +137,7 @@ def fits(spec: Conv2d, names: tuple[str, ...]) -> bool:
 
 
 def pack(spec: Conv2d, tile: DepthwiseDotTile, consts: list[Array]) -> list[Array]:
-    """Weights as ``[tables, shared rows, groups, kw, quarters, lanes, group]``;
-    bias and multiplier as ``[tables, quarters, lanes]``.
+    """Weights as ``[tables, groups, kw, quarters, lanes, group]``, bias and multiplier as ``[tables, quarters, lanes]``.
 
     The input's zero point moves into the bias.
     """
@@ -144,10 +145,8 @@ def pack(spec: Conv2d, tile: DepthwiseDotTile, consts: list[Array]) -> list[Arra
     group = geo.dot.group
     weight, bias, multiplier = consts[0].reshape(spec.oc, spec.kh, spec.kw), consts[1].astype(np.int64), consts[2]
     bias = bias - int(consts[3][0]) * weight.sum(axis=(1, 2), dtype=np.int64)
-    taps = np.zeros((spec.oc, geo.shared, geo.groups * group, spec.kw), f"int{32 // group}")
-    for row in range(geo.shared):
-        taps[:, row, row * spec.stride[0] :][:, : spec.kh] = weight
-    taps = taps.reshape(spec.oc, geo.shared, geo.groups, group, spec.kw)
+    short = geo.groups * group - spec.kh
+    taps = np.pad(weight, ((0, 0), (0, short), (0, 0))).astype(f"int{32 // group}").reshape(spec.oc, geo.groups, group, spec.kw)
     order = interleave.quarters(geo.dot.lanes)
     first = np.concatenate([b.first + np.arange(b.count) * b.width for b in geo.blocks])
     width = np.repeat([b.width for b in geo.blocks], [b.count for b in geo.blocks])
@@ -156,7 +155,7 @@ def pack(spec: Conv2d, tile: DepthwiseDotTile, consts: list[Array]) -> list[Arra
         return first.reshape(-1, 1, 1) + order % width.reshape(-1, 1, 1)
 
     quarters, natural = channels(order), channels(np.arange(geo.bytes).reshape(order.shape))
-    packed = np.ascontiguousarray(taps[quarters].transpose(0, 3, 4, 6, 1, 2, 5))
+    packed = np.ascontiguousarray(taps[quarters].transpose(0, 3, 5, 1, 2, 4))
     multiplier = multiplier[quarters if geo.is_packed else natural]
     return [packed, bias.astype(np.int32)[quarters].reshape(-1), multiplier.reshape(-1), *consts[3:]]
 
@@ -165,7 +164,7 @@ def emit(spec: Conv2d, tile: DepthwiseDotTile, name: str) -> tirx.PrimFunc:
     """The kernel as a PrimFunc over ``x, packed weight, bias, multiplier, quant[, residual], y``."""
     geo = Geometry(spec, BY_NAME[tile.dot])
     lanes, group = geo.dot.lanes, geo.dot.group
-    weight = (geo.tables, geo.shared, geo.groups, spec.kw, 4, lanes, group)
+    weight = (geo.tables, geo.groups, spec.kw, 4, lanes, group)
     params = tir.conv_params(spec, weight, f"int{32 // group}", geo.tables * geo.bytes)
     return tir.prim_func(name, params, lambda *buffers: _Nest(geo, tile, *buffers).emit(), {})
 
@@ -186,15 +185,40 @@ class _Nest:
             first = T.Bind(band * periods)
             self.packs = Packs(self.params[1], self.dot.lanes, spec.y, spec.residual, quarters=True) if geo.is_packed else None
             self.scratch = T.alloc_buffer((max(geo.scratch(b) for b in geo.blocks),), "int32", scope="global")
+            self.shifted: Any = T.alloc_buffer((geo.shared * geo.taps,), "int32", scope="global") if geo.shared > 1 else None
             for block in geo.blocks:
                 self._borders(block)
                 count = tirx.min(periods, geo.periods - first) if geo.periods % periods else periods
-                with T.serial(0, block.count) as b, T.serial(0, count) as period:
-                    start = (first + period) * geo.shared
-                    line = T.Bind(tirx.min(start, spec.oh - geo.shared) if spec.oh % geo.shared else start)
-                    self._stage(block, image, line, block.first + b * block.width)
-                    with T.serial(0, geo.shared) as row:
-                        self._row(block, block.table + b, row, image * spec.oh + line + row, block.first + b * block.width)
+                with T.serial(0, block.count) as b:
+                    table, channel = T.Bind(block.table + b), T.Bind(block.first + b * block.width)
+                    if geo.shared > 1:
+                        self._shift_weights(table)
+                    with T.serial(0, count) as period:
+                        start = (first + period) * geo.shared
+                        line = T.Bind(tirx.min(start, spec.oh - geo.shared) if spec.oh % geo.shared else start)
+                        self._stage(block, image, line, channel)
+                        with T.serial(0, geo.shared) as row:
+                            self._row(block, table, row, image * spec.oh + line + row, channel)
+
+    def _shift_weights(self, table: Expr) -> None:
+        """The weights of every row that shares the words: further down by its elements, through all words of a column."""
+        geo, lanes, bits = self.geo, self.dot.lanes, 32 // self.dot.group
+        column = geo.taps // geo.groups
+        with T.serial(0, column // lanes) as i:
+            words = [T.Bind(self._taps(table * geo.taps + group * column + i * lanes)) for group in range(geo.groups)]
+            for row in range(geo.shared):
+                up = row * self.spec.stride[0] * bits
+                for group, word in enumerate(words):
+                    value = word << tir.splat(tir.const(up, "uint32"), lanes)
+                    if up and group:
+                        value = value | words[group - 1] >> tir.splat(tir.const(32 - up, "uint32"), lanes)
+                    at = tir.at(row * geo.taps + group * column + i * lanes, lanes)
+                    T.buffer_store(self.shifted, tirx.reinterpret(f"int32x{lanes}", value), [at])
+
+    def _taps(self, word: Expr) -> Expr:
+        """A vector of packed weights as words."""
+        dot = self.dot
+        return tirx.reinterpret(f"uint32x{dot.lanes}", self.weight[tir.at(word * dot.group, dot.lanes * dot.group)])
 
     def _place(self, block: Block, column: Expr, group: int, quarter: int) -> Expr:
         """Index in scratch of the words of a column of the padded image."""
@@ -263,7 +287,7 @@ class _Nest:
                 for cells in acc:
                     T.buffer_store(cells[quarter], bias, [tir.at(0, dot.lanes)])
                 with T.serial(0, geo.groups) as group:
-                    tap = ((table * geo.shared + row) * geo.groups + group) * spec.kw * 4 + quarter
+                    tap = (row if geo.shared > 1 else table) * geo.taps + (group * spec.kw * 4 + quarter) * dot.lanes
                     place = self._place(block, tir.const(0, "int32"), group, quarter) + first * (block.width // 4)
                     self._multiply(block, [cells[quarter] for cells in acc], starts, tap, place)
             multipliers = []
@@ -277,17 +301,19 @@ class _Nest:
 
     def _multiply(self, block: Block, acc: list[Any], starts: list[int], tap: Expr, place: Expr) -> None:
         """A quarter of the outputs at ``starts``: each column of words is read once, for every output that sees it."""
-        spec, dot = self.spec, self.dot
-        size = dot.lanes * dot.group
-        weights = [T.Bind(self.weight[tir.at((tap + kw * 4) * size, size)]) for kw in range(spec.kw)]
+        spec, geo, dot = self.spec, self.geo, self.dot
+        dtype = f"int{32 // dot.group}x{dot.lanes * dot.group}"
+        places = [tap + kw * 4 * dot.lanes for kw in range(spec.kw)]
+        words = [self.shifted[tir.at(i, dot.lanes)] if geo.shared > 1 else self._taps(i) for i in places]
+        weights = [T.Bind(tirx.reinterpret(dtype, word)) for word in words]
         uses: dict[int, list[tuple[Any, Expr]]] = {}
         for cell, start in zip(acc, starts, strict=True):
             for kw, weight in enumerate(weights):
                 uses.setdefault(start * spec.stride[1] + kw * spec.dilation[1], []).append((cell, weight))
         for column in sorted(uses):
-            words = T.Bind(self.scratch[tir.at(place + self._place(block, tir.const(column, "int32"), 0, 0), dot.lanes)])
+            seen = T.Bind(self.scratch[tir.at(place + self._place(block, tir.const(column, "int32"), 0, 0), dot.lanes)])
             for cell, weight in uses[column]:
-                total = dot.lanewise(cell[tir.at(0, dot.lanes)], words, weight, dot.lanes)
+                total = dot.lanewise(cell[tir.at(0, dot.lanes)], seen, weight, dot.lanes)
                 T.buffer_store(cell, total, [tir.at(0, dot.lanes)])
 
     def _store(self, block: Block, finish: tir.ConvEpilogue | None, out: Expr, sums: list[Expr], multipliers: list[Expr]) -> None:
