@@ -143,12 +143,13 @@ def estimate(spec: Conv2d, tile: ConvTile, cpu: Cpu) -> float:
         pieces = 0.0 if whole else 0.3 if tile.nr > 1 else 0.8  # of a vector of bytes, each a store
         epilogue = (1.0 if tile.pipelined else 2.9) + pieces + (2.3 + pieces / 3) * spec.residual
     body = steps * step + epilogue * mr * tile.nr + 17 + 6 * flat.kh * geo.taps
-    weights = flat.oc * steps * dot.group
-    pixels = flat.h * flat.w * flat.ic
-    # what is walked innermost is read again for every step of the outer loop; beyond half of L2 that costs bandwidth
+    weights = flat.oc * steps * dot.group * np.dtype(dot.b_dtype).itemsize
+    seen = flat.oh * flat.ow * min(flat.kh, flat.stride[0]) * min(flat.kw, flat.stride[1])  # a pointwise stride skips pixels
+    pixels = flat.n * min(seen, flat.h * flat.w) * flat.ic * np.dtype(spec.x).itemsize
+    # what is walked innermost is read again for every step of the outer loop; beyond L2 that costs bandwidth
     again = pixels * blocks if tile.channels_outer else weights * tiles
     resident = pixels if tile.channels_outer else weights
-    traffic = again / 32 if resident > cpu.l2_kib * 512 else again / 512
+    traffic = again / 32 if resident > cpu.l2_kib * 900 else again / 512
     return tiles * blocks * body + traffic + weights / 16  # which come from memory or the last cache, whatever the tile
 
 
