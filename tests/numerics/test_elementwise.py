@@ -37,6 +37,14 @@ def test_quantize(shape: tuple[int, ...], dtype: str, lanes: int, nchw: bool) ->
     check(Quantize(shape, nchw and len(shape) == 4, dtype), FlatTile(lanes))
 
 
+@pytest.mark.parametrize("lanes", (4, 16))
+@pytest.mark.parametrize("channels", (1, 2, 3, 4, 5))
+def test_quantize_pictures(channels: int, lanes: int) -> None:
+    """Channels brought together by shuffles, up to four, and rows that are no multiple of a vector."""
+    for width, dtype in ((1, "uint8"), (7, "int8"), (64, "uint8"), (87, "int8")):
+        check(Quantize((2, 3, width, channels), True, dtype), FlatTile(lanes))
+
+
 @QUICK
 @given(shape=SHAPES, dtype=STORED, lanes=LANES)
 def test_dequantize(shape: tuple[int, ...], dtype: str, lanes: int) -> None:

@@ -17,6 +17,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Binary, Dequantize, Lookup, Quantize
 from tvmflow.schedule import tir
+from tvmflow.schedule.packs import shuffle
 
 Expr = Any
 
@@ -127,18 +128,30 @@ def emit_quantize(spec: Quantize, tile: FlatTile, name: str) -> tirx.PrimFunc:
             chunked(prod(spec.shape), tile, lambda o, n: T.buffer_store(y, convert(o, n), [tir.at(o, n)]))
             return
         n, h, w, c = spec.shape
-        # a vector of pixels of one channel is converted at once and scattered to its places in the pixels
         with tir.parallel_if(tile.threads and prod(spec.shape) > PARALLEL_ELEMENTS, n * h) as row:
 
-            def pixels(column: Expr, lanes: int) -> None:
+            def plane(channel: Expr, column: Expr) -> Expr:
+                return ((row // h * c + channel) * h + row % h) * w + column
+
+            def interleaved(column: Expr, lanes: int) -> None:
+                planes = [T.Bind(convert(plane(channel, column), lanes)) for channel in range(c)]
+                order = np.arange(c * lanes).reshape(c, lanes).T.reshape(c, lanes)
+                for part in range(c):
+                    start = (row * w + column) * c + part * lanes
+                    T.buffer_store(y, shuffle(planes, order[part]), [tir.at(start, lanes)])
+
+            def scattered(column: Expr, lanes: int) -> None:
                 with T.serial(0, c) as channel:
-                    source = ((row // h * c + channel) * h + row % h) * w + column
+                    source = plane(channel, column)
                     staged = tir.register(lanes, spec.y)
                     T.buffer_store(staged, convert(source, lanes), [tir.at(0, lanes)])
                     for lane in range(lanes):
                         T.buffer_store(y, staged[lane], [(row * w + column + lane) * c + channel])
 
-            tir.for_each_run(w, tile.lanes, pixels)
+            if c <= 4:  # pictures: a vector of bytes of every channel, brought together by shuffles
+                tir.for_each_run(w, 4 * tile.lanes, interleaved)
+            else:
+                tir.for_each_run(w, tile.lanes, scattered)
 
     params = [("x", spec.in_shape, "float32"), ("scale", (1,), "float32"), ("quant", (1,), "int32"), ("y", spec.shape, spec.y)]
     return tir.prim_func(name, params, body, {}, anywhere=("x",))  # mostly the network's input, where the caller has it
