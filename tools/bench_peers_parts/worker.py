@@ -101,9 +101,10 @@ def sessions(pipe: Any, name: str, folder: str, precision: str, count: str, cali
             return done, wrong
 
         with ThreadPoolExecutor(len(runs)) as pool:
-            begin = time.perf_counter()
+            cpu, begin = time.process_time(), time.perf_counter()
             done, wrong = zip(*pool.map(work, runs, inputs, alone), strict=True)
-        return {"runs": done, "wrong": sum(wrong), "wall": time.perf_counter() - begin}
+        wall, used = time.perf_counter() - begin, time.process_time() - cpu
+        return {"runs": done, "wrong": sum(wrong), "wall": wall, "cpu": used}
 
     answer(pipe, {"version": peer.version(), "resident_bytes": resident()}, together)
 
