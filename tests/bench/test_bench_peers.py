@@ -97,6 +97,13 @@ def test_nothing_above_the_peak_is_believed() -> None:
     assert found == pytest.approx(0.0101 / 0.02), "the ratio is to the best that is believed"
 
 
+def test_a_runtime_that_saves_operations_is_judged_by_its_own() -> None:
+    ours = row("tvmflow", "int8", Fake(0.009))
+    ours.gop = 0.5
+    cell = judged(ours)
+    assert ours.reason == "" and cell.fraction(ours) == pytest.approx(0.5 / 0.9)
+
+
 def test_a_busy_machine_is_told() -> None:
     tables, rounds = part("tables"), part("rounds")
     quiet, busy = (

@@ -12,7 +12,7 @@ from tests.numerics.kernels import check, run, runnable, tensors
 from tests.numerics.test_products import offering, registers
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import conv2d, winograd
-from tvmflow.schedule.template import template_for
+from tvmflow.schedule.template import executed_ops, template_for
 from tvmflow.schedule.winograd_transforms import POINTS, Transforms
 from tvmflow.target import get_target
 
@@ -81,6 +81,12 @@ def test_errors_are_those_of_the_direct_kernel() -> None:
 def test_what_winograd_leaves_to_the_direct_kernel(change: dict[str, object]) -> None:
     spec = msgspec.structs.replace(Conv2d(1, 14, 14, 64, 64, **SAME), **change)
     assert not winograd.fits(spec, ("fma512",))
+
+
+def test_operations_are_those_executed() -> None:
+    spec = Conv2d(1, 8, 8, 16, 16, **SAME)
+    by_m = {t.m: t for t in winograd.space(spec, ("fma512",), 32)}
+    assert [executed_ops(spec, by_m[m]) * factor for m, factor in ((2, 2.25), (4, 4))] == [spec.ops, spec.ops]
 
 
 def test_the_model_chooses_and_the_tuner_sees_both() -> None:

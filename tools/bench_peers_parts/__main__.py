@@ -68,7 +68,7 @@ def one_cell(
         peak = start(Path(sys.executable), "peak", threads)
         rows = []
         for item in made:
-            row = Row(item.peer.name, item.precision, reason=item.reason)
+            row = Row(item.peer.name, item.precision, reason=item.reason, gop=operations(item))
             rows.append(row)
             if item.folder is None:
                 continue
@@ -77,17 +77,17 @@ def one_cell(
                 row.facts = {key: value for key, value in row.worker.ready.items() if key != "output"}
             except Unavailable as problem:
                 row.reason = str(problem)
-        cell = Cell(name, batch, threads, work(made), tuple(rows), *measure(rows, peak, rounds, seconds))
+        most = max((row.gop for row in rows if row.gop), default=None)
+        cell = Cell(name, batch, threads, most, tuple(rows), *measure(rows, peak, rounds, seconds))
         judge(cell)
         return cell, peak.priority
 
 
-def work(made: list[Prepared]) -> float | None:
-    """1e9 operations of one run, from an artifact of ours; None without one."""
-    for item in made:
-        if item.peer is OURS and item.folder is not None:
-            return sum(layer.gop for layer in read_manifest(item.folder / "model.so").layers)
-    return None
+def operations(item: Prepared) -> float | None:
+    """1e9 operations of one run of an artifact of ours; None for others."""
+    if item.peer is not OURS or item.folder is None:
+        return None
+    return sum(layer.gop for layer in read_manifest(item.folder / "model.so").layers)
 
 
 def save(report: dict[str, Any], path: Path | None) -> None:

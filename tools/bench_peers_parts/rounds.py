@@ -36,6 +36,8 @@ class Row:
     worker: Asked | None = None
     reason: str = ""
     """Why there are no figures, or why they are not believed."""
+    gop: float | None = None
+    """1e9 operations of one run of its own, where they are known: fewer than the model's when some are saved (Winograd)."""
     times: list[float] = field(default_factory=list)
     cpu: float = 0.0
     wall: float = 0.0
@@ -81,9 +83,10 @@ class Cell:
     def fraction(self, row: Row) -> float | None:
         """Share of the machine's peak that the fastest run reached; all arithmetic counted as the row's precision."""
         rates = {} if self.peak is None else {"int8": self.peak.int8_gops, "fp32": self.peak.fp32_gflops}
-        if self.gop is None or not row.times or row.family not in rates:
+        gop = row.gop or self.gop
+        if gop is None or not row.times or row.family not in rates:
             return None
-        return self.gop / rates[row.family] / min(row.times)
+        return gop / rates[row.family] / min(row.times)
 
     def best_peer(self, family: str, ours: str) -> Row | None:
         """The fastest other runtime."""

@@ -55,7 +55,7 @@ class Layer(msgspec.Struct, frozen=True):
     """Name of the original layer; of several that one kernel computes, with `` + `` between."""
     op: str
     gop: float = 0.0
-    """Arithmetic work of the call in 1e9 operations, a multiply-add counted as two."""
+    """Arithmetic work that the call executes in 1e9 operations, a multiply-add counted as two; Winograd saves some."""
     kernel: str = ""
     """Symbol of the generated function."""
     integer: bool = False

@@ -83,6 +83,7 @@ def _bit_exact(lowered: Lowered) -> bool:
 def layers(built: Built, kernels: Sequence[ScheduledKernel]) -> tuple[Layer, ...]:
     """Every kernel call of the program with the schedule that it got."""
     from tvmflow.build.manifest import Layer
+    from tvmflow.schedule.template import executed_ops
 
     waiting: dict[str, deque[ScheduledKernel]] = defaultdict(deque)
     for kernel in kernels:
@@ -92,7 +93,8 @@ def layers(built: Built, kernels: Sequence[ScheduledKernel]) -> tuple[Layer, ...
         if waiting[call.function]:
             k = waiting[call.function].popleft()
             schedule = schedule_text(k)
-            found.append(Layer(k.layer, k.template, k.spec.ops / 1e9, k.function, k.spec.is_integer, schedule, k.tuned))
+            gop = executed_ops(k.spec, k.tile) / 1e9
+            found.append(Layer(k.layer, k.template, gop, k.function, k.spec.is_integer, schedule, k.tuned))
         else:
             found.append(Layer(" + ".join(call.layers), "+".join(call.ops), kernel=call.function, schedule="generic"))
     return tuple(found)

@@ -272,6 +272,13 @@ TEMPLATES: tuple[Template, ...] = (
 """The first template that fits a kernel is used."""
 
 
+def executed_ops(spec: ks.Kernel, tile: Tile) -> int:
+    """Operations that a kernel executes, a multiply-add counted as two: what a share of the machine's peak is of."""
+    if isinstance(spec, ks.Conv2d) and isinstance(tile, winograd.WinogradTile):
+        return winograd.ops(spec, tile)
+    return spec.ops
+
+
 def template_for(spec: ks.Kernel, target: Target) -> Template:
     """The template that runs ``spec`` on ``target``."""
     for template in TEMPLATES:

@@ -105,6 +105,12 @@ def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
     return products + transforms + again + spilled
 
 
+def ops(spec: Conv2d, tile: WinogradTile) -> int:
+    """Operations of the products, a multiply-add counted as two: fewer than the convolution has."""
+    geo = Geometry(spec, tile)
+    return 2 * spec.n * geo.high * geo.wide * geo.points * spec.ic * spec.oc
+
+
 def pack(spec: Conv2d, tile: WinogradTile, consts: list[Array]) -> list[Array]:
     """``weight, bias, bounds`` with the weight transformed in float64, ``[blocks, points, ic, nr, lanes]``."""
     geo = Geometry(spec, tile)
