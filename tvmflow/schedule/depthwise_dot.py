@@ -49,7 +49,9 @@ class Block:
     count: int
     pixels: int
     table: int
-    """Index of the first of its tables."""
+    """Index of the first of its tables of biases and multipliers, each a vector of bytes long."""
+    stored: int
+    """Channels whose weights are stored before its own."""
 
 
 class Geometry:
@@ -70,12 +72,14 @@ class Geometry:
         self.step = spec.stride[1]
         self.blocks = tuple(self._blocks())
         self.tables = sum(b.count for b in self.blocks)
+        self.stored = sum(b.count * b.width for b in self.blocks)
+        """Channels with those that overlapping blocks hold twice."""
         self.taps = self.groups * spec.kw * 4 * dot.lanes
-        """Words of a table of weights."""
+        """Words of the weights of a row of outputs."""
 
     def _blocks(self) -> Iterator[Block]:
         """Whole vectors of channels, then a narrower one for each smaller power of two; the last may overlap."""
-        done = table = 0
+        done = table = stored = 0
         width = self.bytes
         while done < self.spec.oc:
             left = self.spec.oc - done
@@ -83,8 +87,8 @@ class Geometry:
                 width //= 2
                 continue
             count = max(left // width, 1)
-            yield Block(min(done, self.spec.oc - width), width, count, self.bytes // width, table)
-            done, table = done + count * width, table + count
+            yield Block(min(done, self.spec.oc - width), width, count, self.bytes // width, table, stored)
+            done, table, stored = done + count * width, table + count, stored + count * width
 
     @property
     def is_packed(self) -> bool:
@@ -114,7 +118,7 @@ def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[Dept
 def estimate(spec: Conv2d, tile: DepthwiseDotTile) -> float:
     """Cycles: five to interleave a column, two dot products or two loads each, then the epilogue of every vector.
 
-    Constants were fitted to 500 kernels on a Zen 5 core; they choose a tile within 3 % of the best one.
+    Constants were fitted to 500 kernels on a Zen 5 core; they choose tiles within 4 % of the best ones (17 layers of MobileNetV2 and EfficientNet-Lite0).
     """
     dot = BY_NAME[tile.dot]
     geo = Geometry(spec, dot)
@@ -137,25 +141,21 @@ def fits(spec: Conv2d, names: tuple[str, ...]) -> bool:
 
 
 def pack(spec: Conv2d, tile: DepthwiseDotTile, consts: list[Array]) -> list[Array]:
-    """Weights as ``[tables, groups, kw, quarters, lanes, group]``, bias and multiplier as ``[tables, quarters, lanes]``.
+    """Weights as ``[vectors of channels, kh, kw, width]``, bias and multiplier as ``[tables, quarters, lanes]``.
 
     The input's zero point moves into the bias.
     """
     geo = Geometry(spec, BY_NAME[tile.dot])
-    group = geo.dot.group
     weight, bias, multiplier = consts[0].reshape(spec.oc, spec.kh, spec.kw), consts[1].astype(np.int64), consts[2]
     bias = bias - int(consts[3][0]) * weight.sum(axis=(1, 2), dtype=np.int64)
-    short = geo.groups * group - spec.kh
-    taps = np.pad(weight, ((0, 0), (0, short), (0, 0))).astype(f"int{32 // group}").reshape(spec.oc, geo.groups, group, spec.kw)
-    order = interleave.quarters(geo.dot.lanes)
-    first = np.concatenate([b.first + np.arange(b.count) * b.width for b in geo.blocks])
-    width = np.repeat([b.width for b in geo.blocks], [b.count for b in geo.blocks])
+    starts = [(b.first + i * b.width, b.width) for b in geo.blocks for i in range(b.count)]
+    packed = np.concatenate([weight[first : first + width].transpose(1, 2, 0).reshape(-1) for first, width in starts])
 
     def channels(order: Array) -> Array:
-        return first.reshape(-1, 1, 1) + order % width.reshape(-1, 1, 1)
+        return np.stack([first + order % width for first, width in starts])
 
+    order = interleave.quarters(geo.dot.lanes)
     quarters, natural = channels(order), channels(np.arange(geo.bytes).reshape(order.shape))
-    packed = np.ascontiguousarray(taps[quarters].transpose(0, 3, 5, 1, 2, 4))
     multiplier = multiplier[quarters if geo.is_packed else natural]
     return [packed, bias.astype(np.int32)[quarters].reshape(-1), multiplier.reshape(-1), *consts[3:]]
 
@@ -163,9 +163,7 @@ def pack(spec: Conv2d, tile: DepthwiseDotTile, consts: list[Array]) -> list[Arra
 def emit(spec: Conv2d, tile: DepthwiseDotTile, name: str) -> tirx.PrimFunc:
     """The kernel as a PrimFunc over ``x, packed weight, bias, multiplier, quant[, residual], y``."""
     geo = Geometry(spec, BY_NAME[tile.dot])
-    lanes, group = geo.dot.lanes, geo.dot.group
-    weight = (geo.tables, geo.groups, spec.kw, 4, lanes, group)
-    params = tir.conv_params(spec, weight, f"int{32 // group}", geo.tables * geo.bytes)
+    params = tir.conv_params(spec, (geo.stored * spec.kh * spec.kw,), "int8", geo.tables * geo.bytes)
     return tir.prim_func(name, params, lambda *buffers: _Nest(geo, tile, *buffers).emit(), {})
 
 
@@ -185,14 +183,13 @@ class _Nest:
             first = T.Bind(band * periods)
             self.packs = Packs(self.params[1], self.dot.lanes, spec.y, spec.residual, quarters=True) if geo.is_packed else None
             self.scratch = T.alloc_buffer((max(geo.scratch(b) for b in geo.blocks),), "int32", scope="global")
-            self.shifted: Any = T.alloc_buffer((geo.shared * geo.taps,), "int32", scope="global") if geo.shared > 1 else None
+            self.weights = T.alloc_buffer((geo.shared * geo.taps,), "int32", scope="global")
             for block in geo.blocks:
                 self._borders(block)
                 count = tirx.min(periods, geo.periods - first) if geo.periods % periods else periods
                 with T.serial(0, block.count) as b:
                     table, channel = T.Bind(block.table + b), T.Bind(block.first + b * block.width)
-                    if geo.shared > 1:
-                        self._shift_weights(table)
+                    self._stage_weights(block, (block.stored + b * block.width) * (spec.kh * spec.kw))
                     with T.serial(0, count) as period:
                         start = (first + period) * geo.shared
                         line = T.Bind(tirx.min(start, spec.oh - geo.shared) if spec.oh % geo.shared else start)
@@ -200,27 +197,36 @@ class _Nest:
                         with T.serial(0, geo.shared) as row:
                             self._row(block, table, row, image * spec.oh + line + row, channel)
 
-    def _shift_weights(self, table: Expr) -> None:
-        """The weights of every row that shares the words: further down by its elements, through all words of a column."""
-        geo, lanes, bits = self.geo, self.dot.lanes, 32 // self.dot.group
-        column = geo.taps // geo.groups
-        with T.serial(0, column // lanes) as i:
-            words = [T.Bind(self._taps(table * geo.taps + group * column + i * lanes)) for group in range(geo.groups)]
+    def _stage_weights(self, block: Block, first: Expr) -> None:
+        """Interleaves a block's weights as the rows of the image, once for every output row that shares the words: further down by
+        its elements, through all words of a column."""
+        spec, geo, dot = self.spec, self.geo, self.dot
+        lanes, bits = dot.lanes, 32 // dot.group
+        zeros = tir.splat(tir.const(0, "int8"), geo.bytes)
+        with T.serial(0, spec.kw) as kw:
+            rows = [T.Bind(self._weight_row(block, first, kh, kw)) for kh in range(spec.kh)]
+            rows += [zeros] * (geo.groups * dot.group - spec.kh)
+            words = []
+            for group in range(geo.groups):
+                members = interleave.words(rows[group * dot.group :][: dot.group], geo.bytes, "int8")
+                words.append([T.Bind(tirx.reinterpret(f"uint32x{lanes}", w)) for w in members])
             for row in range(geo.shared):
-                up = row * self.spec.stride[0] * bits
-                for group, word in enumerate(words):
-                    value = word << tir.splat(tir.const(up, "uint32"), lanes)
-                    if up and group:
-                        value = value | words[group - 1] >> tir.splat(tir.const(32 - up, "uint32"), lanes)
-                    at = tir.at(row * geo.taps + group * column + i * lanes, lanes)
-                    T.buffer_store(self.shifted, tirx.reinterpret(f"int32x{lanes}", value), [at])
+                up = row * spec.stride[0] * bits
+                for group, quarters in enumerate(words):
+                    for quarter, word in enumerate(quarters):
+                        value = word << tir.splat(tir.const(up, "uint32"), lanes)
+                        if up and group:
+                            value = value | words[group - 1][quarter] >> tir.splat(tir.const(32 - up, "uint32"), lanes)
+                        at = row * geo.taps + ((group * spec.kw + kw) * 4 + quarter) * lanes
+                        T.buffer_store(self.weights, tirx.reinterpret(f"int32x{lanes}", value), [tir.at(at, lanes)])
 
-    def _taps(self, word: Expr) -> Expr:
-        """A vector of packed weights as words."""
-        dot = self.dot
-        return tirx.reinterpret(f"uint32x{dot.lanes}", self.weight[tir.at(word * dot.group, dot.lanes * dot.group)])
+    def _weight_row(self, block: Block, first: Expr, kh: int, kw: Expr) -> Expr:
+        """The weights of a tap, again for every pixel that a vector of bytes holds."""
+        start = first + (kh * self.spec.kw + kw) * block.width
+        row = self.weight[tir.at(start, block.width)]
+        return row if block.pixels == 1 else shuffle([row], np.arange(self.geo.bytes) % block.width)
 
-    def _place(self, block: Block, column: Expr, group: int, quarter: int) -> Expr:
+    def _place(self, block: Block, column: Expr, group: Expr, quarter: int) -> Expr:
         """Index in scratch of the words of a column of the padded image."""
         geo = self.geo
         plane = geo.plane(block.pixels)
@@ -287,7 +293,7 @@ class _Nest:
                 for cells in acc:
                     T.buffer_store(cells[quarter], bias, [tir.at(0, dot.lanes)])
                 with T.serial(0, geo.groups) as group:
-                    tap = (row if geo.shared > 1 else table) * geo.taps + (group * spec.kw * 4 + quarter) * dot.lanes
+                    tap = row * geo.taps + (group * spec.kw * 4 + quarter) * dot.lanes
                     place = self._place(block, tir.const(0, "int32"), group, quarter) + first * (block.width // 4)
                     self._multiply(block, [cells[quarter] for cells in acc], starts, tap, place)
             multipliers = []
@@ -303,8 +309,7 @@ class _Nest:
         """A quarter of the outputs at ``starts``: each column of words is read once, for every output that sees it."""
         spec, geo, dot = self.spec, self.geo, self.dot
         dtype = f"int{32 // dot.group}x{dot.lanes * dot.group}"
-        places = [tap + kw * 4 * dot.lanes for kw in range(spec.kw)]
-        words = [self.shifted[tir.at(i, dot.lanes)] if geo.shared > 1 else self._taps(i) for i in places]
+        words = [self.weights[tir.at(tap + kw * 4 * dot.lanes, dot.lanes)] for kw in range(spec.kw)]
         weights = [T.Bind(tirx.reinterpret(dtype, word)) for word in words]
         uses: dict[int, list[tuple[Any, Expr]]] = {}
         for cell, start in zip(acc, starts, strict=True):
