@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -58,9 +60,19 @@ def test_wheel_works_without_the_checkout(tmp_path: Path) -> None:
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
     (site / "installed.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
 
-    code = "import tvmflow; print(tvmflow.__file__)"
-    found = subprocess.run([python, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    for name in ("mobilenetv2_mnist32.onnx", "mnist_calibration.npz", "mnist_calibration.preprocess.toml"):
+        shutil.copy(ROOT / "tests" / "data" / name, tmp_path)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([python, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    found = run("-c", "import tvmflow; print(tvmflow.__file__)")
     assert Path(found.strip()).is_relative_to(site), "the checkout, not the wheel, was imported"
-    command = [python, "-m", "tvmflow", "targets", "list", "--json"]
-    listed = json.loads(subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout)
+    listed = json.loads(run("-m", "tvmflow", "targets", "list", "--json"))
     assert {t["name"] for t in listed["targets"]} == {p.stem for p in (ROOT / "targets").glob("*.toml")}
+    data = "mnist_calibration.npz[0:8]"
+    run("-m", "tvmflow", "compile", "mobilenetv2_mnist32.onnx", "-q", "int8", "--calibrate", data, "-o", "model.so")
+    assert json.loads(run("-m", "tvmflow", "verify", "model.so", "--json"))["bit_exact"]
