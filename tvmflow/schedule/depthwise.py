@@ -1,4 +1,4 @@
-"""Depthwise convolution on CPUs by multiply-adds of vectors of channels: float32, and integers without a dot product.
+"""Integer depthwise convolution on CPUs without a dot product: multiply-adds of vectors of channels.
 
 A column of the image is loaded once and serves all outputs of the tile that see it.
 """
@@ -36,7 +36,7 @@ class DepthwiseTile(msgspec.Struct, frozen=True, tag="depthwise"):
 def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[DepthwiseTile]:
     names = tuple(name for name in names if BY_NAME[name].group == 1) or ("generic",)
     if spec.oc < 4:  # fewer than any vector instruction takes
-        names = ("generic",) if spec.is_integer else ("generic_f32",)
+        names = ("generic",)
     dot = dot_for(names, spec.oc)
     for mw in range(1, min(spec.ow, 16) + 1):
         # accumulators, the weights of all columns, and a few columns in flight
@@ -58,8 +58,7 @@ def estimate(spec: Conv2d, tile: DepthwiseTile, l1d_kib: int) -> float:
     weights = spec.kw * spec.kh * 2 + 80
     vectors = ceil(spec.oc / dot.lanes)
     bands = spec.n * ceil(spec.oh / tile.rows)
-    element = 1 if spec.is_integer else 4
-    band = band_rows(spec, tile.rows) * (spec.w + spec.pad[1] + spec.pad[3]) * spec.ic * element
+    band = band_rows(spec, tile.rows) * (spec.w + spec.pad[1] + spec.pad[3]) * spec.ic
     copied = band / 32 if any(spec.pad) else 0.0
     slower = 1.0 if band < l1d_kib * 850 else 1.3
     return bands * (copied + vectors * (weights + tile.rows * ceil(spec.ow / tile.mw) * body * slower))
@@ -67,14 +66,13 @@ def estimate(spec: Conv2d, tile: DepthwiseTile, l1d_kib: int) -> float:
 
 def pack(spec: Conv2d, tile: DepthwiseTile, consts: list[Array]) -> list[Array]:
     """Weights as ``[kh, kw, channels]``; the input's zero point moves into the bias."""
-    weight, bias = consts[0].reshape(spec.oc, spec.kh, spec.kw), consts[1]
-    if spec.is_integer:
-        bias = (bias.astype(np.int64) - int(consts[3][0]) * weight.sum(axis=(1, 2), dtype=np.int64)).astype(np.int32)
+    weight = consts[0].reshape(spec.oc, spec.kh, spec.kw)
+    bias = (consts[1].astype(np.int64) - int(consts[3][0]) * weight.sum(axis=(1, 2), dtype=np.int64)).astype(np.int32)
     return [np.ascontiguousarray(weight.transpose(1, 2, 0)), bias, *consts[2:]]
 
 
 def emit(spec: Conv2d, tile: DepthwiseTile, name: str) -> tirx.PrimFunc:
-    """The kernel as a PrimFunc over ``x, packed weight, bias, (multiplier, quant | bounds)[, residual], y``."""
+    """The kernel as a PrimFunc over ``x, packed weight, bias, multiplier, quant[, residual], y``."""
     dot = BY_NAME[tile.dot]
     params = tir.conv_params(spec, (spec.kh, spec.kw, spec.oc), dot.b_dtype, spec.oc)
     return tir.prim_func(name, params, lambda *buffers: _emit_body(spec, tile, dot, *buffers), {})
@@ -89,7 +87,7 @@ def _emit_body(spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, weight: Any,
         oh0 = T.Bind(tirx.min(first, spec.oh - tile.rows) if spec.oh % tile.rows else first)
         source, origin = x, (image * spec.h + oh0 * spec.stride[0]) * columns * spec.ic
         if any(spec.pad):
-            zero = epilogue_params[1][0] if spec.is_integer else tir.const(0.0, "float32")
+            zero = epilogue_params[1][0]
             staging = Staging(spec.n, spec.h, spec.w, 1, spec.ic, spec.pad, zero, spec.x, spec.ic)
             # only the rows that the band sees: they are still in cache when they are multiplied
             source, origin = staging.band(x, image, oh0 * spec.stride[0] - spec.pad[0], band_rows(spec, tile.rows)), 0
