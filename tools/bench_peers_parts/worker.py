@@ -10,10 +10,12 @@ Commands are JSON lines on standard input, replies JSON lines on what was standa
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -27,6 +29,8 @@ import numpy as np
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
 """Inputs by name, as the user has them (float32, NCHW), to the first output, as the user wants it (float32)."""
 Reply = dict[str, Any]
+PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""
 
 
 class Peer(Protocol):
@@ -147,6 +151,8 @@ def resident() -> int:
 
 def main() -> None:
     verb, *rest = sys.argv[1:]
+    if sys.platform == "linux":  # a benchmark that is killed must not leave stopped processes behind
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if verb == "prepare":
         name, model, precision, calibration, folder = rest
         load(name).prepare(Path(model), precision, Path(calibration), Path(folder))
