@@ -48,10 +48,8 @@ class Block:
     width: int
     count: int
     pixels: int
-    table: int
-    """Index of the first of its tables of biases and multipliers, each a vector of bytes long."""
     stored: int
-    """Channels whose weights are stored before its own."""
+    """Channels that are stored before its own."""
 
 
 class Geometry:
@@ -71,7 +69,6 @@ class Geometry:
         self.columns = spec.w + spec.pad[1] + spec.pad[3]
         self.step = spec.stride[1]
         self.blocks = tuple(self._blocks())
-        self.tables = sum(b.count for b in self.blocks)
         self.stored = sum(b.count * b.width for b in self.blocks)
         """Channels with those that overlapping blocks hold twice."""
         self.taps = self.groups * spec.kw * 4 * dot.lanes
@@ -79,7 +76,7 @@ class Geometry:
 
     def _blocks(self) -> Iterator[Block]:
         """Whole vectors of channels, then a narrower one for each smaller power of two; the last may overlap."""
-        done = table = stored = 0
+        done = stored = 0
         width = self.bytes
         while done < self.spec.oc:
             left = self.spec.oc - done
@@ -87,8 +84,8 @@ class Geometry:
                 width //= 2
                 continue
             count = max(left // width, 1)
-            yield Block(min(done, self.spec.oc - width), width, count, self.bytes // width, table, stored)
-            done, table, stored = done + count * width, table + count, stored + count * width
+            yield Block(min(done, self.spec.oc - width), width, count, self.bytes // width, stored)
+            done, stored = done + count * width, stored + count * width
 
     @property
     def is_packed(self) -> bool:
@@ -142,7 +139,8 @@ def fits(spec: Conv2d, names: tuple[str, ...]) -> bool:
 
 
 def pack(spec: Conv2d, tile: DepthwiseDotTile, consts: list[Array]) -> list[Array]:
-    """Weights as ``[vectors of channels, kh, kw, width]``, bias and multiplier as ``[tables, quarters, lanes]``.
+    """Weights as ``[blocks, kh, kw, width]``, bias and multiplier as ``[blocks, quarters, width / 4]``; multipliers that follow
+    no pack stay in natural order.
 
     The input's zero point moves into the bias.
     """
@@ -151,20 +149,16 @@ def pack(spec: Conv2d, tile: DepthwiseDotTile, consts: list[Array]) -> list[Arra
     bias = bias - int(consts[3][0]) * weight.sum(axis=(1, 2), dtype=np.int64)
     starts = [(b.first + i * b.width, b.width) for b in geo.blocks for i in range(b.count)]
     packed = np.concatenate([weight[first : first + width].transpose(1, 2, 0).reshape(-1) for first, width in starts])
-
-    def channels(order: Array) -> Array:
-        return np.stack([first + order % width for first, width in starts])
-
-    order = interleave.quarters(geo.dot.lanes)
-    quarters, natural = channels(order), channels(np.arange(geo.bytes).reshape(order.shape))
+    quarters = np.concatenate([first + interleave.quarters(width // 4).reshape(-1) for first, width in starts])
+    natural = np.concatenate([first + np.arange(width) for first, width in starts])
     multiplier = multiplier[quarters if geo.is_packed else natural]
-    return [packed, bias.astype(np.int32)[quarters].reshape(-1), multiplier.reshape(-1), *consts[3:]]
+    return [packed, bias.astype(np.int32)[quarters], multiplier, *consts[3:]]
 
 
 def emit(spec: Conv2d, tile: DepthwiseDotTile, name: str) -> tirx.PrimFunc:
     """The kernel as a PrimFunc over ``x, packed weight, bias, multiplier, quant[, residual], y``."""
     geo = Geometry(spec, BY_NAME[tile.dot])
-    params = tir.conv_params(spec, (geo.stored * spec.kh * spec.kw,), "int8", geo.tables * geo.bytes)
+    params = tir.conv_params(spec, (geo.stored * spec.kh * spec.kw,), "int8", geo.stored)
     return tir.prim_func(name, params, lambda *buffers: _Nest(geo, tile, *buffers).emit(), {})
 
 
@@ -189,14 +183,14 @@ class _Nest:
                 self._borders(block)
                 count = tirx.min(periods, geo.periods - first) if geo.periods % periods else periods
                 with T.serial(0, block.count) as b:
-                    table, channel = T.Bind(block.table + b), T.Bind(block.first + b * block.width)
-                    self._stage_weights(block, (block.stored + b * block.width) * (spec.kh * spec.kw))
+                    slot, channel = T.Bind(block.stored + b * block.width), T.Bind(block.first + b * block.width)
+                    self._stage_weights(block, slot * (spec.kh * spec.kw))
                     with T.serial(0, count) as period:
                         start = (first + period) * geo.shared
                         line = T.Bind(tirx.min(start, spec.oh - geo.shared) if spec.oh % geo.shared else start)
                         self._stage(block, image, line, channel)
                         with T.serial(0, geo.shared) as row:
-                            self._row(block, table, row, image * spec.oh + line + row, channel)
+                            self._row(block, slot, row, image * spec.oh + line + row, channel)
 
     def _stage_weights(self, block: Block, first: Expr) -> None:
         """Interleaves a block's weights as the rows of the image, once for every output row that shares the words: further
@@ -205,7 +199,7 @@ class _Nest:
         lanes, bits = dot.lanes, 32 // dot.group
         zeros = tir.splat(tir.const(0, "int8"), geo.bytes)
         with T.serial(0, spec.kw) as kw:
-            rows = [T.Bind(self._weight_row(block, first, kh, kw)) for kh in range(spec.kh)]
+            rows = [self._weight_row(block, first, kh, kw) for kh in range(spec.kh)]
             rows += [zeros] * (geo.groups * dot.group - spec.kh)
             words = []
             for group in range(geo.groups):
@@ -222,10 +216,20 @@ class _Nest:
                         T.buffer_store(self.weights, tirx.reinterpret(f"int32x{lanes}", value), [tir.at(at, lanes)])
 
     def _weight_row(self, block: Block, first: Expr, kh: int, kw: Expr) -> Expr:
-        """The weights of a tap, again for every pixel that a vector of bytes holds."""
+        """The weights of a tap."""
         start = first + (kh * self.spec.kw + kw) * block.width
-        row = T.Bind(self.weight[tir.at(start, block.width)])
-        return row if block.pixels == 1 else shuffle([row] * block.pixels, range(self.geo.bytes))
+        return self._repeated(self.weight, start, block.width, self.geo.bytes)
+
+    def _quarter(self, table: Any, block: Block, slot: Expr, quarter: int) -> Expr:
+        """A quarter of a block's biases or multipliers."""
+        width = block.width // 4
+        return self._repeated(table, slot + quarter * width, width, self.dot.lanes)
+
+    @staticmethod
+    def _repeated(buffer: Any, start: Expr, width: int, lanes: int) -> Expr:
+        """``width`` elements, again for every pixel that a vector holds."""
+        row = T.Bind(buffer[tir.at(start, width)])
+        return row if lanes == width else T.Bind(shuffle([row] * (lanes // width), range(lanes)))
 
     def _place(self, block: Block, column: Expr, group: Expr, quarter: int) -> Expr:
         """Index in scratch of the words of a column of the padded image."""
@@ -277,7 +281,7 @@ class _Nest:
         fill = self.params[1][0].astype("int8") & ~keep
         return T.Bind(tir.splat(keep, width)), T.Bind(tir.splat(fill, width))
 
-    def _row(self, block: Block, table: Expr, row: Expr, line: Expr, channel: Expr) -> None:
+    def _row(self, block: Block, slot: Expr, row: Expr, line: Expr, channel: Expr) -> None:
         """One output row of a block from the words in scratch; ``row`` of those that share them."""
         spec, geo, dot = self.spec, self.geo, self.dot
         size = min(self.tile.mw * block.pixels, spec.ow)
@@ -285,12 +289,12 @@ class _Nest:
         finish = None
         if not self.packs:
             finish = tir.ConvEpilogue(spec, self.bias, self.params, self._outputs(block), "int32")
-            finish.bind_multiplier(table * geo.bytes)
+            finish.multiplier = self._repeated(self.params[0], slot, block.width, self._outputs(block))
         with T.serial(0, ceil(spec.ow / size)) as t:
             first = T.Bind(tirx.min(t * size, spec.ow - size) if spec.ow % size else t * size)
             acc = [[tir.register(dot.lanes, "int32") for _ in range(4)] for _ in starts]
             for quarter in range(4):
-                bias = T.Bind(self.bias[tir.at((table * 4 + quarter) * dot.lanes, dot.lanes)])
+                bias = self._quarter(self.bias, block, slot, quarter)
                 for cells in acc:
                     T.buffer_store(cells[quarter], bias, [tir.at(0, dot.lanes)])
                 with T.serial(0, geo.groups) as group:
@@ -299,8 +303,7 @@ class _Nest:
                     self._multiply(block, [cells[quarter] for cells in acc], starts, tap, place)
             multipliers = []
             if not finish:
-                at = [tir.at((table * 4 + quarter) * dot.lanes, dot.lanes) for quarter in range(4)]
-                multipliers = [T.Bind(self.params[0][i]) for i in at]
+                multipliers = [self._quarter(self.params[0], block, slot, quarter) for quarter in range(4)]
             out = T.Bind((line * spec.ow + first) * spec.oc + channel)
             for start, cells in zip(starts, acc, strict=True):
                 sums = [cell[tir.at(0, dot.lanes)] for cell in cells]
