@@ -86,7 +86,9 @@ def hottest(code: tuple[str, ...], instruction: str) -> tuple[str, ...]:
     """The innermost loop with the most multiplies, one that stores nothing if there is such: sums grow in registers, and the
     transforms of a Winograd convolution, which multiply too, are none of it."""
     pattern = re.compile(instruction)
-    return max(innermost_loops(code), key=lambda body: (count(body, pattern) >= 4 and not count(body, STORE), count(body, pattern)))
+    return max(
+        innermost_loops(code), key=lambda body: (count(body, pattern) >= 4 and not count(body, STORE), count(body, pattern))
+    )
 
 
 def count(code: tuple[str, ...], pattern: re.Pattern[str]) -> int:
@@ -135,7 +137,7 @@ def test_depthwise(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CPUS if BY_NAME[get_target(name).int8.dot[0]].group > 1])
 def test_depthwise_rows_are_unpacked_in_their_lanes(name: str) -> None:
-    """Six shuffles for two rows or eight for four make four vectors of words; nothing is widened or narrowed one vector at a time."""
+    """Six shuffles for two rows or eight for four make four vectors of words; nothing is widened or narrowed a vector at a time."""
     code = instructions(name, "depthwise", get_target(name).int8.storage)
     assert count(code, re.compile(r"^v?punpck[lh]|^zip[12]")) >= 6
     assert count(code, re.compile(r"^v?pmov[zs]xbd|^vpmovdb")) == 0
