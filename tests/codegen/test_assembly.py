@@ -137,7 +137,7 @@ def test_depthwise(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CPUS if BY_NAME[get_target(name).int8.dot[0]].group > 1])
 def test_depthwise_rows_are_unpacked_in_their_lanes(name: str) -> None:
-    """Six shuffles for two rows or eight for four make four vectors of words; nothing is widened or narrowed a vector at a time."""
+    """Six shuffles for two rows, eight for four, make four vectors of words; nothing is widened a vector at a time."""
     code = instructions(name, "depthwise", get_target(name).int8.storage)
     assert count(code, re.compile(r"^v?punpck[lh]|^zip[12]")) >= 6
     assert count(code, re.compile(r"^v?pmov[zs]xbd|^vpmovdb")) == 0
