@@ -58,7 +58,7 @@ SATURATES = re.compile(r"^v?pmaddubsw\b|^(\{vex\}\s+)?vpdpbusds\b|^sqdml")
 """Multiply-adds that saturate. Packs and the zero point's addition do, once the sum is rounded: schedule/packs.py."""
 GATHERS = re.compile(r"^vp?(gather|scatter)")
 SCALAR_MULTIPLY = re.compile(r"^v?mulss\b|^vfn?madd\d+ss\b|^fn?madd\b|^v?mulsd\b")
-STORE = re.compile(r"^v?movup[sd]\s+%[xyz]mm\d+,|^st[rp]\s+q.*\[(?!sp|x29)")
+STORE = re.compile(r"^v?mov[au]p[sd]\s+%[xyz]mm\d+,\s*-?\w*\((?!%r[sb]p)|^st[rp]\s+q.*\[(?!sp|x29)")
 JUMP = re.compile(r"^(?:j\w+|b|b\.\w+|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)$")
 
 

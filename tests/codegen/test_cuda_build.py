@@ -72,7 +72,7 @@ def test_a_whole_program_equals_the_interpreter() -> None:
     device = target.device()
     tvm.register_global_func("__tvm_set_device", lambda *_: None, override=True)
     with device, tvm.transform.PassContext(opt_level=3, config={**cuda.PASS_CONFIG, "tirx.disable_assert": True}):
-        lowered, calls, _ = lower(scheduled.module, target)
+        lowered, calls, *_ = lower(scheduled.module, target)
         executable = relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
     assert len(calls) == len(kernels) + 1
     (code,) = cuda.cuda_modules(executable.mod)
