@@ -40,8 +40,8 @@ def tensors(spec: ks.Kernel, seed: int = 0) -> list[np.ndarray]:
     """Arguments that exercise the whole range of every type, ``quant`` values included."""
     rng = np.random.default_rng(seed)
     make = {
-        ks.Conv2d: _conv2d, ks.MatMul: _matmul, ks.Attention: _attention, ks.Binary: _binary, ks.Pool2d: _pool2d,
-        ks.Lookup: _lookup, ks.Quantize: _quantize, ks.Dequantize: _dequantize,
+        ks.Conv2d: _conv2d, ks.Chain: _chain, ks.MatMul: _matmul, ks.Attention: _attention, ks.Binary: _binary,
+        ks.Pool2d: _pool2d, ks.Lookup: _lookup, ks.Quantize: _quantize, ks.Dequantize: _dequantize,
     }  # fmt: skip
     return make[type(spec)](spec, rng)
 
@@ -81,6 +81,9 @@ def argument_names(spec: ks.Kernel) -> tuple[str, ...]:
     """Names of the arguments that ``spec`` takes, in order."""
     if isinstance(spec, ks.Conv2d) and not spec.is_integer:
         return ("x", "weight", "bias", "bounds", "residual")[: 5 if spec.residual else 4]
+    if isinstance(spec, ks.Chain):
+        constants = [f"{name}{i}" for i in range(len(spec.stages)) for name in ("weight", "bias", "bounds")]
+        return ("x", *constants, *(["residual"] if spec.stages[-1].residual else []))
     if isinstance(spec, ks.Conv2d):
         return spec.ARGS[: 6 if spec.residual else 5]
     if isinstance(spec, ks.MatMul) and not spec.is_integer:
@@ -154,6 +157,13 @@ def _conv2d(spec: ks.Conv2d, rng: np.random.Generator) -> list[np.ndarray]:
         quant += _fixed(rng, stored)
         quant[4] = quant[1]
     return [x, weight, bias, multiplier, np.array(quant, np.int32), *residual]
+
+
+def _chain(spec: ks.Chain, rng: np.random.Generator) -> list[np.ndarray]:
+    x, *args = _conv2d(spec.stages[0], rng)
+    for stage in spec.stages[1:]:
+        args += _conv2d(stage, rng)[1:]
+    return [x, *args]
 
 
 def _matmul(spec: ks.MatMul, rng: np.random.Generator) -> list[np.ndarray]:

@@ -102,12 +102,17 @@ def layers(built: Built, kernels: Sequence[ScheduledKernel]) -> tuple[Layer, ...
 
 def schedule_text(kernel: ScheduledKernel) -> str:
     """Kind of decision and its values in short form: ``conv2d vnni512 1x14x2 threads``."""
-    kind = str(kernel.tile.__struct_config__.tag)
-    values = msgspec.structs.asdict(kernel.tile)
+    return _tile_text(kernel.tile)
+
+
+def _tile_text(tile: Any) -> str:
+    kind = str(tile.__struct_config__.tag)
+    values = msgspec.structs.asdict(tile)
     names = [value for value in values.values() if isinstance(value, str)]
     sizes = "x".join(str(value) for value in values.values() if type(value) is int)
     flags = [key for key, value in values.items() if value is True]
-    return " ".join([kind, *names, sizes, *flags])
+    stages = [f"({_tile_text(stage)})" for value in values.values() if isinstance(value, tuple) for stage in value]
+    return " ".join([kind, *names, sizes, *flags, *stages])
 
 
 def kernel_counts(built: Built, kernels: Sequence[ScheduledKernel]) -> dict[str, int]:

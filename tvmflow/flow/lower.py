@@ -93,6 +93,7 @@ def lower(
     from tvmflow.optimize import optimize
     from tvmflow.quantize.realize import realize
     from tvmflow.schedule.fuse_attention import fuse_attention
+    from tvmflow.schedule.fuse_chains import fuse_chains
     from tvmflow.schedule.fuse_float_attention import fuse_float_attention
     from tvmflow.schedule.fuse_norm import fuse_norm
     from tvmflow.schedule.lower_float import lower_float
@@ -119,7 +120,7 @@ def lower(
             trace.show("fuse_attention", model.module)
     with trace.stage("lower float"):
         if target.cuda is None:
-            model = fuse_norm(lower_float(fuse_float_attention(model)))
+            model = fuse_chains(fuse_norm(lower_float(fuse_float_attention(model))), target)
         else:
             model = lower_float(model)
     trace.show("lower_float", model.module)

@@ -81,6 +81,15 @@ def _conv2d(spec: ks.Conv2d, args: Sequence[Array]) -> Array:
     return out
 
 
+def _chain(spec: ks.Chain, args: Sequence[Array]) -> Array:
+    x, *rest = args
+    count = 4 if spec.is_integer else 3  # constants of a stage
+    for i, stage in enumerate(spec.stages):
+        last = rest[len(spec.stages) * count :] if i == len(spec.stages) - 1 else []
+        x = _conv2d(stage, [x, *rest[i * count : (i + 1) * count], *last])
+    return x
+
+
 def _fixed_point_add(a: Array, b: Array, quant: Array, dtype: str) -> Array:
     a_zero, b_zero, y_zero, lo, hi, ma, mb, shift = (int(v) for v in quant)
     total = (a.astype(np.int32) - a_zero) * ma + (b.astype(np.int32) - b_zero) * mb
@@ -220,6 +229,7 @@ def _layer_norm(spec: ks.LayerNorm, args: Sequence[Array]) -> Array | tuple[Arra
 
 _ORACLES: dict[type, Callable[[Any, Sequence[Array]], Array | tuple[Array, ...]]] = {
     ks.Conv2d: _conv2d,
+    ks.Chain: _chain,
     ks.MatMul: _matmul,
     ks.Attention: _attention,
     ks.Binary: _binary,

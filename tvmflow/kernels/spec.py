@@ -98,6 +98,34 @@ class Conv2d(Spec, frozen=True, tag="conv2d"):
         return self.groups == self.ic == self.oc and self.groups > 1
 
 
+class Chain(Spec, frozen=True, tag="chain"):
+    """Convolutions of which each reads the one before it, row by row, so that what is between them never leaves the cache.
+
+    Arguments: those of the first stage without its residual; of every other stage without ``x`` and residual; the last stage's
+    residual.
+    """
+
+    stages: tuple[Conv2d, ...]
+
+    ARGS = ("x", "stages", "residual")
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        return self.stages[-1].out_shape
+
+    @property
+    def out_dtype(self) -> str:
+        return self.stages[-1].y
+
+    @property
+    def ops(self) -> int:
+        return sum(stage.ops for stage in self.stages)
+
+    @property
+    def is_integer(self) -> bool:
+        return self.stages[0].is_integer
+
+
 class MatMul(Spec, frozen=True, tag="matmul"):
     """Batched product of two activations, ``[batch, m, k] x [batch, k, n]`` (``[batch, n, k]`` when ``transpose_b``).
 
@@ -366,7 +394,9 @@ class LayerNorm(Spec, frozen=True, tag="layer_norm"):
         return False
 
 
-Kernel: TypeAlias = Conv2d | MatMul | Attention | Binary | Pool2d | Lookup | Quantize | Dequantize | Unary | Softmax | LayerNorm
+Kernel: TypeAlias = (
+    Conv2d | Chain | MatMul | Attention | Binary | Pool2d | Lookup | Quantize | Dequantize | Unary | Softmax | LayerNorm
+)
 
 _DECODER = msgspec.json.Decoder(Kernel)
 

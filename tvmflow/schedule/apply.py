@@ -96,6 +96,9 @@ def kernel_name(spec: ks.Kernel) -> str:
         tail = "_add" if spec.residual else ""
         stride = "" if spec.stride == (1, 1) else f"_stride{spec.stride[0]}x{spec.stride[1]}"
         return f"{kind}_{spec.kh}x{spec.kw}{stride}_{spec.ic}_{spec.oc}_{spec.h}x{spec.w}_{spec.x}{tail}"
+    if isinstance(spec, ks.Chain):
+        sizes = "_".join(str(size) for size in (spec.stages[0].ic, *(stage.oc for stage in spec.stages)))
+        return f"chain_{sizes}_{spec.stages[0].h}x{spec.stages[0].w}_{spec.stages[0].x}" + "_add" * spec.stages[-1].residual
     if isinstance(spec, ks.MatMul):
         return f"matmul_{spec.batch}x{spec.m}x{spec.k}x{spec.n}_{spec.x}"
     if isinstance(spec, ks.Pool2d):

@@ -191,13 +191,16 @@ def _pad_groups(values: Array, groups: int, lanes: int) -> Array:
     return np.pad(rows, ((0, 0), (0, lanes - rows.shape[1]))).reshape(-1)
 
 
-def emit(spec: Conv2d, tile: ConvTile, name: str) -> tirx.PrimFunc:
-    """The kernel as a PrimFunc over ``x, packed weight, bias, (multiplier, quant | bounds)[, residual], y``."""
+def params(spec: Conv2d, tile: ConvTile) -> tir.Params:
+    """The kernel's parameters: ``x, packed weight, bias, (multiplier, quant | bounds)[, residual], y``."""
     geo = Geometry(spec, BY_NAME[tile.dot])
-    channels = max(geo.outputs, geo.dot.lanes) * spec.groups
-    dot = geo.dot
-    params = tir.conv_params(spec, (geo.weights,), dot.b_dtype, channels)
-    return tir.prim_func(name, params, lambda *buffers: _Nest(geo, tile).emit(*buffers), {})
+    return tir.conv_params(spec, (geo.weights,), geo.dot.b_dtype, max(geo.outputs, geo.dot.lanes) * spec.groups)
+
+
+def emit(spec: Conv2d, tile: ConvTile, name: str) -> tirx.PrimFunc:
+    """The kernel as a PrimFunc over its :func:`params`."""
+    geo = Geometry(spec, BY_NAME[tile.dot])
+    return tir.prim_func(name, params(spec, tile), lambda *buffers: Nest(geo, tile).emit(*buffers), {})
 
 
 @dataclass(frozen=True)
@@ -216,18 +219,20 @@ class _Place:
     """Its first pixel in the output."""
 
 
-class _Nest:
+class Nest:
     """Emits the loop nest; its attributes are what the pieces share."""
 
-    def __init__(self, geo: Geometry, tile: ConvTile) -> None:
+    def __init__(self, geo: Geometry, tile: ConvTile, staged: bool = False) -> None:
+        """``staged``: the input comes with its border, as schedule/staging.py lays it out."""
         self.geo, self.tile, self.spec, self.dot = geo, tile, geo.spec, geo.dot
+        self.stages = geo.scratch and not staged
         self.pixels = [(dh, dw) for dh in range(tile.mh) for dw in range(tile.mw)]
         self.every = tir.at(0, geo.dot.lanes)
 
     def emit(self, x: Any, weight: Any, bias: Any, *rest: Any) -> None:
         geo, tile, spec = self.geo, self.tile, self.spec
         self.weight, self.params, self.y = weight, rest[:-1], rest[-1]
-        self.x = self._stage_input(x) if geo.scratch else x
+        self.x = self._stage_input(x) if self.stages else x
         tiles_h, tiles_w = ceil(spec.oh / tile.mh), ceil(spec.ow / tile.mw)
         self.tiles = tiles = spec.n * tiles_h * tiles_w
         blocks = ceil(geo.vectors / tile.nr) * spec.groups

@@ -6,7 +6,7 @@ see the left or right border have code of their own, without the taps outside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import ceil
 from typing import Any
 
@@ -59,10 +59,18 @@ def pack(spec: Conv2d, tile: DepthwiseFloatTile, consts: list[Array]) -> list[Ar
     return [np.ascontiguousarray(consts[0].reshape(spec.oc, spec.kh, spec.kw).transpose(1, 2, 0)), *consts[1:]]
 
 
+def params(spec: Conv2d, _tile: DepthwiseFloatTile) -> tir.Params:
+    """The kernel's parameters: ``x, packed weight, bias, bounds[, residual], y``."""
+    return tir.conv_params(spec, (spec.kh, spec.kw, spec.oc), "float32", spec.oc)
+
+
 def emit(spec: Conv2d, tile: DepthwiseFloatTile, name: str) -> tirx.PrimFunc:
-    """The kernel as a PrimFunc over ``x, packed weight, bias, bounds[, residual], y``."""
-    params = tir.conv_params(spec, (spec.kh, spec.kw, spec.oc), "float32", spec.oc)
-    return tir.prim_func(name, params, lambda *buffers: _Nest(spec, tile).emit(*buffers), {})
+    """The kernel as a PrimFunc over its :func:`params`."""
+
+    def body(x: Any, weight: Any, bias: Any, *rest: Any) -> None:
+        Nest(spec, tile, weight, bias, rest[:-1]).emit(x, rest[-1])
+
+    return tir.prim_func(name, params(spec, tile), body, {})
 
 
 def column_tiles(spec: Conv2d, mw: int) -> list[tuple[int, int, Taps]]:
@@ -80,56 +88,88 @@ def column_tiles(spec: Conv2d, mw: int) -> list[tuple[int, int, Taps]]:
     return found
 
 
-class _Nest:
+class Nest:
     """Emits the loop nest; its attributes are what the pieces share."""
 
-    def __init__(self, spec: Conv2d, tile: DepthwiseFloatTile) -> None:
+    def __init__(self, spec: Conv2d, tile: DepthwiseFloatTile, weight: Any, bias: Any, params: Any) -> None:
         self.spec, self.tile = spec, tile
+        self.weight, self.bias, self.params = weight, bias, params
         self.dot: Dot = BY_NAME[tile.dot]
+        self.lanes = 1 << (min(self.dot.lanes, spec.oc).bit_length() - 1)
 
-    def emit(self, x: Any, weight: Any, bias: Any, *rest: Any) -> None:
+    def emit(self, x: Any, y: Any) -> None:
         spec, tile = self.spec, self.tile
-        self.x, self.weight, self.bias, self.params, self.y = x, weight, bias, rest[:-1], rest[-1]
         bands = ceil(spec.oh / tile.rows)
-        lanes = 1 << (min(self.dot.lanes, spec.oc).bit_length() - 1)
         with tir.parallel_if(tile.threads, spec.n * bands) as chunk:
             image = chunk // bands if spec.n > 1 else 0
             oh0 = T.Bind(tirx.min(chunk % bands * tile.rows, spec.oh - tile.rows))
-            with tir.parallel_if(tile.threads and spec.n * bands == 1, ceil(spec.oc / lanes)) as v:
-                self._channels(image, oh0, T.Bind(tirx.min(v * lanes, spec.oc - lanes)), lanes)
+            source = tir.Rows(x, spec.h, spec.w * spec.ic, image)
+            to = tir.Rows(y, spec.oh, spec.ow * spec.oc, image)
+            with tir.parallel_if(tile.threads and spec.n * bands == 1, ceil(spec.oc / self.lanes)) as v:
+                c = self._first_channel(v)
+                # a band of rows for one vector of channels: what a line reads is still in L1 for the next
+                with T.serial(0, tile.rows) as line:
+                    self._line(source, to, T.Bind(oh0 + line), c)
 
-    def _channels(self, image: Expr, oh0: Expr, c: Expr, lanes: int) -> None:
-        """A band of rows for ``lanes`` channels from ``c`` on: what a line reads is still in L1 for the next."""
-        spec, tile = self.spec, self.tile
-        with T.serial(0, tile.rows) as line:
-            oh = T.Bind(oh0 + line)
-            top = T.Bind(oh * spec.stride[0] - spec.pad[0])
-            spacing = spec.dilation[0]
-            # kernel rows inside the image
-            first = T.Bind((tirx.max(-top, 0) + spacing - 1) // spacing)
-            last = T.Bind(tirx.min((spec.h - top + spacing - 1) // spacing, spec.kh))
-            for start, count, taps in column_tiles(spec, tile.mw):
-                with T.serial(0, count) as t:
-                    ow0 = T.Bind(start + t * tile.mw)
-                    source = ((image * spec.h + top) * spec.w + ow0 * spec.stride[1] - spec.pad[1]) * spec.oc + c
-                    to = ((image * spec.oh + oh) * spec.ow + ow0) * spec.oc + c
-                    self._tile(T.Bind(source), T.Bind(to), c, lanes, taps, first, last)
+    def lines(self, source: tir.Rows, to: tir.Rows, begin: Expr, end: Expr) -> None:
+        """Rows ``begin`` to ``end`` of the outputs, in the order of a band."""
+        with T.serial(0, ceil(self.spec.oc / self.lanes)) as v:
+            c = self._first_channel(v)
+            with T.serial(begin, end) as oh:
+                self._line(source, to, oh, c)
 
-    def _tile(self, source: Expr, to: Expr, c: Expr, lanes: int, taps: Taps, first: Expr, last: Expr) -> None:
-        spec, dot, everything = self.spec, self.dot, tir.at(0, lanes)
+    def _first_channel(self, v: Expr) -> Expr:
+        return T.Bind(tirx.min(v * self.lanes, self.spec.oc - self.lanes))
+
+    def _line(self, source: tir.Rows, to: tir.Rows, oh: Expr, c: Expr) -> None:
+        spec = self.spec
+        top = T.Bind(oh * spec.stride[0] - spec.pad[0])
+        spacing = spec.dilation[0]
+        # kernel rows inside the image
+        first = T.Bind((tirx.max(-top, 0) + spacing - 1) // spacing)
+        last = T.Bind(tirx.min((spec.h - top + spacing - 1) // spacing, spec.kh))
+        for start, count, taps in column_tiles(spec, self.tile.mw):
+            with T.serial(0, count) as t:
+                ow0 = T.Bind(start + t * self.tile.mw)
+                left = T.Bind((ow0 * spec.stride[1] - spec.pad[1]) * spec.oc + c)
+                index = T.Bind(to.start(oh) + ow0 * spec.oc + c)
+                self._tile(
+                    lambda kh, left=left: source.start(top + kh * spacing) + left,
+                    source.buffer,
+                    to.buffer,
+                    index,
+                    c,
+                    taps,
+                    first,
+                    last,
+                )
+
+    def _tile(
+        self, row: Callable[[Expr], Expr], x: Any, y: Any, index: Expr, c: Expr, taps: Taps, first: Expr, last: Expr
+    ) -> None:
+        spec, dot, lanes = self.spec, self.dot, self.lanes
+        everything = tir.at(0, lanes)
         epilogue = tir.ConvEpilogue(spec, self.bias, self.params, lanes, "float32")
         start = epilogue.bias_at(c)
         acc = [tir.register(lanes, "float32") for _ in range(self.tile.mw)]
         for cell in acc:
             T.buffer_store(cell, start, [everything])
-        with T.serial(first, last) as kh:
-            row = T.Bind(source + kh * (spec.dilation[0] * spec.w * spec.oc))
+
+        def kernel_row(kh: Expr) -> None:
+            begin = T.Bind(row(kh))
             used = sorted({k for _, _, k in taps})
             weights = {k: T.Bind(self.weight[tir.at((kh * spec.kw + k) * spec.oc + c, lanes)]) for k in used}
             loaded: dict[int, Expr] = {}
             for column, m, k in taps:
                 if column not in loaded:
-                    loaded[column] = T.Bind(self.x[tir.at(row + column * spec.oc, lanes)])
+                    loaded[column] = T.Bind(x[tir.at(begin + column * spec.oc, lanes)])
                 T.buffer_store(acc[m], dot.lanewise(acc[m][everything], loaded[column], weights[k], lanes), [everything])
+
+        with T.If(last - first == spec.kh):
+            with T.Then():
+                for kh in range(spec.kh):
+                    kernel_row(kh)
+            with T.Else(), T.serial(first, last) as kh:
+                kernel_row(kh)
         for m, cell in enumerate(acc):
-            epilogue.store(self.y, to + m * spec.oc, cell[everything])
+            epilogue.store(y, index + m * spec.oc, cell[everything])

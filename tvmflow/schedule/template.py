@@ -15,6 +15,7 @@ from tvmflow.errors import InternalError
 from tvmflow.kernels import spec as ks
 from tvmflow.schedule import (
     attention,
+    chain,
     conv2d,
     cuda_conv2d,
     cuda_depthwise,
@@ -38,6 +39,7 @@ Array = NDArray[Any]
 Tile: TypeAlias = (
     conv2d.ConvTile
     | winograd.WinogradTile
+    | chain.ChainTile
     | depthwise.DepthwiseTile
     | depthwise_dot.DepthwiseDotTile
     | depthwise_float.DepthwiseFloatTile
@@ -211,6 +213,14 @@ TEMPLATES: tuple[Template, ...] = (
         estimate=lambda spec, tile, target: CONVOLUTIONS[type(tile)].estimate(spec, tile, target.cpu),
         emit=lambda spec, tile, name: CONVOLUTIONS[type(tile)].emit(spec, tile, name),
         pack=lambda spec, tile, consts: CONVOLUTIONS[type(tile)].pack(spec, tile, consts),
+    ),
+    _tiled(
+        "chain",
+        fits=lambda spec, target: isinstance(spec, ks.Chain) and chain.fits(spec),
+        space=lambda spec, target: chain.space(spec, dots(spec, target), _registers(target), target.cpu),
+        estimate=lambda spec, tile, target: chain.estimate(spec, tile, target.cpu),
+        emit=chain.emit,
+        pack=chain.pack,
     ),
     _tiled(
         "matmul",

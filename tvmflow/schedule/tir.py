@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tvm import DataType, tirx
@@ -46,6 +47,27 @@ def flat(buffer: Any) -> Any:
     for extent in buffer.shape:
         size *= int(extent)
     return T.decl_buffer((size,), buffer.dtype, data=buffer.data)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a flat buffer: those of image ``image`` of a tensor, or, in a ring, the last few of an image."""
+
+    buffer: Any
+    held: int
+    """Rows of an image in the buffer."""
+    size: int
+    """Elements of a row."""
+    image: Expr = 0
+    ring: bool = False
+
+    def start(self, row: Expr) -> Expr:
+        """First element of a row."""
+        return (row % self.held if self.ring else self.image * self.held + row) * self.size
+
+    def view(self, row: Expr) -> Any:
+        """The buffer as it is seen from a row on."""
+        return T.decl_buffer((self.size,), self.buffer.dtype, data=self.buffer.data, elem_offset=self.start(row))
 
 
 def register(lanes: int, dtype: str) -> Any:
