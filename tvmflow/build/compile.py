@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from tvm import relax
 
 from tvmflow.build import cuda
 from tvmflow.build.calls import Call, bindings, borrowed, kernel_calls, workspace
+from tvmflow.build.context import code_generation
 from tvmflow.build.manifest import Workspace
 from tvmflow.schedule.cuda_generic import with_identifiers
 from tvmflow.schedule.generic import schedule_generic
@@ -78,10 +78,7 @@ def compile_module(module: tvm.IRModule, target: Target) -> Built:
 
     Raises MissingTool when the target needs a CUDA compiler and there is none.
     """
-    device = target.device()
-    environment = cuda.compiler_environment() if target.cuda else nullcontext()
-    config = {"tirx.disable_assert": True, **(cuda.PASS_CONFIG if target.cuda else {})}
-    with environment, device, tvm.transform.PassContext(opt_level=3, config=config):
+    with code_generation(target) as device:
         lowered, calls, memory, anywhere = lower(module, target)
         executable = relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
     if target.cuda:

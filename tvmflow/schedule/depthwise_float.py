@@ -6,7 +6,7 @@ see the left or right border have code of their own, without the taps outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import ceil
 from typing import Any
 
@@ -96,6 +96,7 @@ class Nest:
         self.weight, self.bias, self.params = weight, bias, params
         self.dot: Dot = BY_NAME[tile.dot]
         self.lanes = 1 << (min(self.dot.lanes, spec.oc).bit_length() - 1)
+        self.every = tir.at(0, self.lanes)
 
     def emit(self, x: Any, y: Any) -> None:
         spec, tile = self.spec, self.tile
@@ -133,43 +134,36 @@ class Nest:
                 ow0 = T.Bind(start + t * self.tile.mw)
                 left = T.Bind((ow0 * spec.stride[1] - spec.pad[1]) * spec.oc + c)
                 index = T.Bind(to.start(oh) + ow0 * spec.oc + c)
-                self._tile(
-                    lambda kh, left=left: source.start(top + kh * spacing) + left,
-                    source.buffer,
-                    to.buffer,
-                    index,
-                    c,
-                    taps,
-                    first,
-                    last,
-                )
+                acc = self._accumulators(c)
 
-    def _tile(
-        self, row: Callable[[Expr], Expr], x: Any, y: Any, index: Expr, c: Expr, taps: Taps, first: Expr, last: Expr
-    ) -> None:
-        spec, dot, lanes = self.spec, self.dot, self.lanes
-        everything = tir.at(0, lanes)
-        epilogue = tir.ConvEpilogue(spec, self.bias, self.params, lanes, "float32")
-        start = epilogue.bias_at(c)
-        acc = [tir.register(lanes, "float32") for _ in range(self.tile.mw)]
+                def kernel_row(kh: Expr, left: Expr = left, taps: Taps = taps, acc: list[Any] = acc) -> None:
+                    self._multiply(acc, source.buffer, T.Bind(source.start(top + kh * spacing) + left), kh, c, taps)
+
+                with T.If(last - first == spec.kh):
+                    with T.Then():
+                        for kh in range(spec.kh):
+                            kernel_row(kh)
+                    with T.Else(), T.serial(first, last) as kh:
+                        kernel_row(kh)
+                for m, cell in enumerate(acc):
+                    self.epilogue.store(to.buffer, index + m * spec.oc, cell[self.every])
+
+    def _accumulators(self, c: Expr) -> list[Any]:
+        self.epilogue = tir.ConvEpilogue(self.spec, self.bias, self.params, self.lanes, "float32")
+        start = self.epilogue.bias_at(c)
+        acc = [tir.register(self.lanes, "float32") for _ in range(self.tile.mw)]
         for cell in acc:
-            T.buffer_store(cell, start, [everything])
+            T.buffer_store(cell, start, [self.every])
+        return acc
 
-        def kernel_row(kh: Expr) -> None:
-            begin = T.Bind(row(kh))
-            used = sorted({k for _, _, k in taps})
-            weights = {k: T.Bind(self.weight[tir.at((kh * spec.kw + k) * spec.oc + c, lanes)]) for k in used}
-            loaded: dict[int, Expr] = {}
-            for column, m, k in taps:
-                if column not in loaded:
-                    loaded[column] = T.Bind(x[tir.at(begin + column * spec.oc, lanes)])
-                T.buffer_store(acc[m], dot.lanewise(acc[m][everything], loaded[column], weights[k], lanes), [everything])
-
-        with T.If(last - first == spec.kh):
-            with T.Then():
-                for kh in range(spec.kh):
-                    kernel_row(kh)
-            with T.Else(), T.serial(first, last) as kh:
-                kernel_row(kh)
-        for m, cell in enumerate(acc):
-            epilogue.store(y, index + m * spec.oc, cell[everything])
+    def _multiply(self, acc: list[Any], x: Any, row: Expr, kh: Expr, c: Expr, taps: Taps) -> None:
+        """Adds the products of one kernel row; ``row`` is where the tile's first column begins."""
+        spec, lanes = self.spec, self.lanes
+        used = sorted({k for _, _, k in taps})
+        weights = {k: T.Bind(self.weight[tir.at((kh * spec.kw + k) * spec.oc + c, lanes)]) for k in used}
+        loaded: dict[int, Expr] = {}
+        for column, m, k in taps:
+            if column not in loaded:
+                loaded[column] = T.Bind(x[tir.at(row + column * spec.oc, lanes)])
+            product = self.dot.lanewise(acc[m][self.every], loaded[column], weights[k], lanes)
+            T.buffer_store(acc[m], product, [self.every])

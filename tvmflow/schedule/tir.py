@@ -67,7 +67,7 @@ class Rows:
 
     def view(self, row: Expr) -> Any:
         """The buffer as it is seen from a row on."""
-        return T.decl_buffer((self.size,), self.buffer.dtype, data=self.buffer.data, elem_offset=self.start(row))
+        return T.decl_buffer((self.size,), self.buffer.dtype, data=self.buffer.data, elem_offset=T.Bind(self.start(row)))
 
 
 def register(lanes: int, dtype: str) -> Any:
