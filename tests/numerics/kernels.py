@@ -141,7 +141,7 @@ def _multiplier(rng: np.random.Generator, count: int, spread: float) -> np.ndarr
 
 
 def _conv2d(spec: ks.Conv2d, rng: np.random.Generator) -> list[np.ndarray]:
-    x = _activation(rng, (spec.n, spec.h, spec.w, spec.ic), spec.x)
+    x = _activation(rng, spec.in_shape, spec.x)
     shape = (spec.oc, spec.kh, spec.kw, spec.ic // spec.groups)
     residual = [_activation(rng, spec.out_shape, spec.y)] if spec.residual else []
     if not spec.is_integer:

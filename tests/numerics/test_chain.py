@@ -52,6 +52,7 @@ def chains(draw: st.DrawFn) -> Chain:
         kernel = (
             {"pad": (1, 0, 1, 1), "stride": (draw(st.integers(1, 2)), draw(st.integers(1, 2)))} if first == "convolution" else {}
         )
+        kernel["nchw"] = draw(st.booleans())
         stages.append(follow(start, draw(channels), 3 if first == "convolution" else 1, **kernel))
     for _ in range(draw(st.integers(1, 2))):
         pads = tuple(draw(st.integers(0, 3)) for _ in range(4))

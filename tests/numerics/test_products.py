@@ -62,6 +62,8 @@ def convolutions(draw: st.DrawFn, dtype: str) -> Conv2d:
     assume(spec.oh > 0 and spec.ow > 0 and not spec.is_depthwise)
     if not spec.residual and spec.is_integer and draw(st.booleans()):
         spec = msgspec.structs.replace(spec, y="float32")
+    if not spec.is_integer and groups == spec.dilation[1] == 1:
+        spec = msgspec.structs.replace(spec, nchw=draw(st.booleans()))
     return spec
 
 

@@ -96,6 +96,7 @@ def lower(
     from tvmflow.schedule.fuse_chains import fuse_chains
     from tvmflow.schedule.fuse_float_attention import fuse_float_attention
     from tvmflow.schedule.fuse_norm import fuse_norm
+    from tvmflow.schedule.fuse_picture import fuse_picture
     from tvmflow.schedule.lower_float import lower_float
 
     with trace.stage("import"):
@@ -120,7 +121,7 @@ def lower(
             trace.show("fuse_attention", model.module)
     with trace.stage("lower float"):
         if target.cuda is None:
-            model = fuse_chains(fuse_norm(lower_float(fuse_float_attention(model))), target)
+            model = fuse_chains(fuse_picture(fuse_norm(lower_float(fuse_float_attention(model)))), target)
         else:
             model = lower_float(model)
     trace.show("lower_float", model.module)

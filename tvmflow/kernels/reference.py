@@ -64,6 +64,7 @@ def _correlate(spec: ks.Conv2d, x: Array, weight: Array) -> Array:
 def _conv2d(spec: ks.Conv2d, args: Sequence[Array]) -> Array:
     if not spec.is_integer:
         x, weight, bias, bounds = args[:4]
+        x = x.transpose(0, 2, 3, 1) if spec.nchw else x
         out = _correlate(spec, _pad(x, spec.pad, 0), weight) + bias
         if spec.residual:
             out = out + args[4].reshape(out.shape)

@@ -52,7 +52,8 @@ class Conv2d(Spec, frozen=True, tag="conv2d"):
       follows, ``[a_zero, b_zero, z_zero, z_lo, z_hi, ma, mb, shift]``, where a is the convolution and b the residual tensor.
       ``y == "float32"``: the result is dequantized, ``float32(acc) * multiplier[c]``; ``y_zero, lo, hi`` are ignored.
     Float (``x == "float32"``), arguments ``x, weight, bias, bounds[, residual]``:
-      ``clip(conv + bias (+ residual), bounds[0], bounds[1])``; infinite bounds mean no clamp.
+      ``clip(conv + bias (+ residual), bounds[0], bounds[1])``; infinite bounds mean no clamp. With ``nchw``, x is
+      ``[n, ic, h, w]``.
     """
 
     n: int
@@ -70,8 +71,13 @@ class Conv2d(Spec, frozen=True, tag="conv2d"):
     x: str = "uint8"
     y: str = "uint8"
     residual: bool = False
+    nchw: bool = False
 
     ARGS = ("x", "weight", "bias", "multiplier", "quant", "residual")
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        return (self.n, self.ic, self.h, self.w) if self.nchw else (self.n, self.h, self.w, self.ic)
 
     @property
     def oh(self) -> int:

@@ -20,7 +20,6 @@ from tvm.tirx.script.builder import ir as T
 from tvmflow.kernels.spec import Chain, Conv2d
 from tvmflow.schedule import conv2d, depthwise_float, tir
 from tvmflow.schedule.intrinsics import BY_NAME
-from tvmflow.schedule.staging import Staging
 from tvmflow.target import Cpu
 
 Array = NDArray[Any]
@@ -102,14 +101,15 @@ def pack(spec: Chain, tile: ChainTile, consts: list[Array]) -> list[Array]:
 def emit(spec: Chain, tile: ChainTile, name: str) -> tirx.PrimFunc:
     """The kernel as a PrimFunc over ``x, (packed weight, bias, bounds) of each stage[, residual], y``."""
     first, last = spec.stages[0], spec.stages[-1]
-    params: tir.Params = [("x", (first.n, first.h, first.w, first.ic), first.x)]
+    params: tir.Params = [("x", first.in_shape, first.x)]
     for i, (stage, chosen) in enumerate(zip(spec.stages, tile.stages, strict=True)):
         constants = _way(stage).params(_row_spec(stage), chosen)[1 : 1 + CONSTANTS]
         params += [(f"{label}{i}", shape, dtype) for label, shape, dtype in constants]
     if last.residual:
         params.append(("residual", last.out_shape, last.y))
     params.append(("y", last.out_shape, last.y))
-    return tir.prim_func(name, params, lambda *buffers: _emit(spec, tile, *buffers), {})
+    lent = ("x",) if first.nchw else ()
+    return tir.prim_func(name, params, lambda *buffers: _emit(spec, tile, *buffers), {}, anywhere=lent)
 
 
 def _emit(spec: Chain, tile: ChainTile, x: Any, *rest: Any) -> None:
@@ -157,9 +157,10 @@ def _rows(
         if is_pointwise(stage):
             x = source.view(line)
         else:
-            zero = tir.const(0.0, stage.x)
-            border = Staging(stage.n, stage.h, stage.w, 1, stage.ic, stage.pad, zero, stage.x, stage.ic)
-            x = border.band(source.buffer, source.image, line * stage.stride[0] - stage.pad[0], _span(stage))
+            planes = stage.ic if stage.nchw else 1
+            border = conv2d.Geometry(stage, geo.dot).staging(tir.const(0.0, stage.x))
+            top = line * stage.stride[0] - stage.pad[0]
+            x = border.band(source.buffer, source.image * planes, top, _span(stage), planes)
         added = [] if residual is None else [residual.view(line)]
         conv2d.Nest(geo, tile, staged=True).emit(x, weight, bias, bounds, *added, to.view(line))
 
@@ -194,7 +195,7 @@ def _span(stage: Conv2d) -> int:
 
 def is_pointwise(stage: Conv2d) -> bool:
     """Whether a row of outputs needs one row of inputs and nothing else."""
-    return stage.kh == stage.kw == 1 and stage.stride == (1, 1) and not any(stage.pad) and stage.groups == 1
+    return stage.kh == stage.kw == 1 and stage.stride == (1, 1) and not any(stage.pad) and stage.groups == 1 and not stage.nchw
 
 
 def _row_spec(stage: Conv2d) -> Conv2d:

@@ -59,16 +59,20 @@ class Geometry:
         self.outputs = spec.oc // spec.groups
         self.row_merged = spec.groups == 1 and spec.dilation[1] == 1
         """The taps of a kernel row are contiguous in NHWC: one long reduction instead of kw short ones."""
-        self.taps = 1 if self.row_merged else spec.kw
-        run = spec.kw * spec.ic if self.row_merged else self.per_group
+        # in planes a kernel row is a run of each channel's plane
+        self.taps = spec.ic if spec.nchw else 1 if self.row_merged else spec.kw
+        run = spec.kw if spec.nchw else spec.kw * spec.ic if self.row_merged else self.per_group
         self.steps = ceil(run / dot.group)
         self.ragged = run % dot.group != 0
         self.scratch = any(spec.pad) or dot.a_dtype != spec.x or self.ragged
         padded_groups = self.ragged and not self.row_merged
         self.group_stride = self.steps * dot.group if padded_groups else self.per_group
-        self.channels = spec.groups * self.group_stride if padded_groups else spec.ic
+        self.channels = 1 if spec.nchw else spec.groups * self.group_stride if padded_groups else spec.ic
         self.rows = spec.h + spec.pad[0] + spec.pad[2]
         self.columns = spec.w + spec.pad[1] + spec.pad[3]
+        self.plane = self.rows * self.columns * self.channels
+        self.image = self.plane * spec.ic if spec.nchw else self.plane
+        self.tap_stride = self.plane if spec.nchw else spec.dilation[1] * self.channels
         self.vectors = ceil(self.outputs / dot.lanes)
         self.step_size = min(self.outputs, dot.lanes) * dot.group
         """Weights of a step and vector. With fewer outputs than lanes a load reads on: what idle lanes hold, nobody stores."""
@@ -81,15 +85,22 @@ class Geometry:
         """Whether results leave through schedule/packs.py."""
         return self.dot.packs and self.spec.y != "float32" and self.outputs >= self.dot.lanes
 
+    def staging(self, zero: Expr) -> Staging:
+        """How the input lies in scratch."""
+        spec, dtype = self.spec, self.dot.a_dtype
+        if spec.nchw:
+            return Staging(spec.n * spec.ic, spec.h, spec.w, 1, 1, spec.pad, zero, dtype, 1)
+        return Staging(spec.n, spec.h, spec.w, spec.groups, self.per_group, spec.pad, zero, dtype, self.group_stride)
+
     @property
     def scratch_size(self) -> int:
         slack = self.dot.group * self.steps if self.ragged else 0
-        return self.spec.n * self.rows * self.columns * self.channels + slack
+        return self.spec.n * self.image + slack
 
 
 def flatten_pixels(spec: Conv2d) -> Conv2d:
     """A pointwise convolution sees one long row of pixels, whatever the image's shape."""
-    pointwise = spec.kh == spec.kw == 1 and spec.stride == (1, 1) and not any(spec.pad)
+    pointwise = spec.kh == spec.kw == 1 and spec.stride == (1, 1) and not any(spec.pad) and not spec.nchw
     if not pointwise:
         return spec
     return msgspec.structs.replace(spec, n=1, h=1, w=spec.n * spec.h * spec.w)
@@ -171,7 +182,9 @@ def pack(spec: Conv2d, tile: ConvTile, consts: list[Array]) -> list[Array]:
         total = weight.reshape(spec.oc, -1).sum(axis=1, dtype=np.int64)
         bias = (bias.astype(np.int64) - int(consts[3][0]) * total).astype(np.int32)
     grouped = weight.reshape(spec.groups, geo.outputs, spec.kh, spec.kw, geo.per_group)
-    if geo.row_merged:
+    if spec.nchw:
+        grouped = grouped.swapaxes(3, 4)
+    elif geo.row_merged:
         grouped = grouped.reshape(spec.groups, geo.outputs, spec.kh, 1, spec.kw * geo.per_group)
     short = geo.steps * dot.group - grouped.shape[-1]
     grouped = np.pad(grouped, ((0, 0), (0, 0), (0, 0), (0, 0), (0, short)))
@@ -200,7 +213,8 @@ def params(spec: Conv2d, tile: ConvTile) -> tir.Params:
 def emit(spec: Conv2d, tile: ConvTile, name: str) -> tirx.PrimFunc:
     """The kernel as a PrimFunc over its :func:`params`."""
     geo = Geometry(spec, BY_NAME[tile.dot])
-    return tir.prim_func(name, params(spec, tile), lambda *buffers: Nest(geo, tile).emit(*buffers), {})
+    lent = ("x",) if spec.nchw else ()  # a picture, where the caller has it
+    return tir.prim_func(name, params(spec, tile), lambda *buffers: Nest(geo, tile).emit(*buffers), {}, anywhere=lent)
 
 
 @dataclass(frozen=True)
@@ -232,7 +246,8 @@ class Nest:
     def emit(self, x: Any, weight: Any, bias: Any, *rest: Any) -> None:
         geo, tile, spec = self.geo, self.tile, self.spec
         self.weight, self.params, self.y = weight, rest[:-1], rest[-1]
-        self.x = self._stage_input(x) if self.stages else x
+        zero = self.params[1][0] if spec.is_integer else tir.const(0.0, "float32")
+        self.x = geo.staging(zero).whole(x, geo.scratch_size, tile.threads) if self.stages else x
         tiles_h, tiles_w = ceil(spec.oh / tile.mh), ceil(spec.ow / tile.mw)
         self.tiles = tiles = spec.n * tiles_h * tiles_w
         blocks = ceil(geo.vectors / tile.nr) * spec.groups
@@ -271,12 +286,6 @@ class Nest:
         count = self.tile.mh * self.tile.mw * self.tile.nr
         return [tir.register(self.dot.lanes, self.dot.acc_dtype) for _ in range(count)]
 
-    def _stage_input(self, x: Any) -> Any:
-        geo, spec = self.geo, self.spec
-        zero = self.params[1][0] if spec.is_integer else tir.const(0.0, "float32")
-        staging = Staging(spec.n, spec.h, spec.w, spec.groups, geo.per_group, spec.pad, zero, self.dot.a_dtype, geo.group_stride)
-        return staging.whole(x, geo.scratch_size, self.tile.threads)
-
     def _place(self, t: Expr, b: Expr, tiles_h: int, tiles_w: int) -> _Place:
         geo, tile, spec = self.geo, self.tile, self.spec
         blocks = ceil(geo.vectors / tile.nr)
@@ -285,7 +294,7 @@ class Nest:
         image = t // (tiles_h * tiles_w) if spec.n > 1 else 0
         oh0 = self._inside(t // tiles_w % tiles_h, tile.mh, spec.oh)
         ow0 = self._inside(t % tiles_w, tile.mw, spec.ow)
-        corner = ((image * geo.rows + oh0 * spec.stride[0]) * geo.columns + ow0 * spec.stride[1]) * geo.channels
+        corner = image * geo.image + (oh0 * spec.stride[0] * geo.columns + ow0 * spec.stride[1]) * geo.channels
         return _Place(
             tile=t,
             corner=T.Bind(corner + group * geo.group_stride),
@@ -307,7 +316,7 @@ class Nest:
             first = here.vector * geo.stride + index * geo.step_size
             weights = [T.Bind(self.weight[tir.at(first + i * geo.stride, dot.lanes * dot.group)]) for i in range(nr)]
             prefetch(index)
-            tap_offset = (kh * spec.dilation[0] * geo.columns + tap * spec.dilation[1]) * geo.channels + k * dot.group
+            tap_offset = kh * spec.dilation[0] * geo.columns * geo.channels + tap * geo.tap_stride + k * dot.group
             for m, (dh, dw) in enumerate(self.pixels):
                 pixel = (dh * spec.stride[0] * geo.columns + dw * spec.stride[1]) * geo.channels
                 a = self.x[tir.at(here.corner + tap_offset + pixel, dot.group)]

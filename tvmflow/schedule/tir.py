@@ -107,7 +107,7 @@ def conv_params(spec: Conv2d, weight: tuple[int, ...], weight_dtype: str, channe
     """Parameters of a convolution: ``x, weight, bias, (multiplier, quant | bounds)[, residual], y``, the weight as it is packed
     and the tables with room for ``channels``."""
     params: Params = [
-        ("x", (spec.n, spec.h, spec.w, spec.ic), spec.x),
+        ("x", spec.in_shape, spec.x),
         ("weight", weight, weight_dtype),
         ("bias", (channels,), "int32" if spec.is_integer else "float32"),
     ]

@@ -65,7 +65,7 @@ class Geometry:
 
 def fits(spec: Conv2d, names: tuple[str, ...]) -> bool:
     """3x3, stride 1, float32, and whole vectors of channels on both sides."""
-    plain = spec.groups == 1 and spec.kh == spec.kw == 3 and spec.stride == spec.dilation == (1, 1)
+    plain = spec.groups == 1 and not spec.nchw and spec.kh == spec.kw == 3 and spec.stride == spec.dilation == (1, 1)
     return plain and not spec.is_integer and min(spec.ic, spec.oc) >= BY_NAME[names[0]].lanes
 
 
