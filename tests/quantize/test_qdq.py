@@ -196,7 +196,7 @@ def test_unsigned_weights(model, zero, observer):
 
 
 def padded_convolution(emit, x):
-    """Pads of rows and columns, a pair, a convolution with its pair: how PyTorch's quantizers treat a network with asymmetric pads."""
+    """A pad, a pair, a convolution with its pair: what PyTorch's quantizers make of a network with asymmetric pads."""
     padded = emit("pad", relax.op.nn.pad(x, (0, 0, 0, 1, 0, 1, 0, 0)))
     codes = np.arange(-18, 18, dtype=np.int8).reshape(2, 3, 3, 2)
     layouts = {"data_layout": "NHWC", "kernel_layout": "OHWI"}

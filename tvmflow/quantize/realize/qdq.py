@@ -10,8 +10,8 @@
 2. A dequantized constant becomes a float constant; quantizing it again with its scale gives the same codes.
 3. Weights with a zero point keep their codes where ``code - zero point`` fits int8; otherwise they are rounded again, one
    symmetric scale per channel, and their parameters say so (``observer`` is ``rounded``).
-4. A tensor that is only pooled by maximum, reshaped, transposed or padded before a pair has that pair's parameters, if none of its
-   own (PyTorch's x86 quantizer writes conv, relu, max_pool, pair): quantizing first gives the same codes.
+4. A tensor that is only pooled by maximum, reshaped, transposed or padded before a pair has that pair's parameters, if none of
+   its own (PyTorch's x86 quantizer writes conv, relu, max_pool, pair): quantizing first gives the same codes.
 5. A pad that stood before a pair moves into the padding of the layer behind it, as optimize/merge_pads.py does without pairs.
 6. Everything else stays as it is, in float32: pairs of 16 bits, one scale per channel of an activation, two pairs of different
    parameters on one tensor (the first one counts), pairs that disagree.
