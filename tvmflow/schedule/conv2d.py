@@ -143,8 +143,8 @@ def estimate(spec: Conv2d, tile: ConvTile, cpu: Cpu) -> float:
     streamed = line / 36 if fresh > cpu.l1d_kib * 400 else 0.0
     loads = mr + tile.nr * rpa
     step = max(mr * tile.nr * rpa / 2, loads / 1.9, 5.0, streamed)
-    if not spec.is_integer:
-        step += 0.2 * loads + 0.1 * streamed  # 250 measured tiles of 14 layers: the choice was 4 % above the best, is 2 % now
+    if dot.name == "fma512":  # 250 tiles of 14 layers, measured there: the choice was 4 % above the best, is 2 % now
+        step += 0.2 * loads + 0.1 * streamed
     epilogue = 4.0 * rpa
     if geo.is_packed:
         whole = tile.nr % 4 == 0 and geo.outputs % dot.lanes == 0
