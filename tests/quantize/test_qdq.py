@@ -193,3 +193,34 @@ def test_unsigned_weights(model, zero, observer):
         np.testing.assert_array_equal(got.T, codes.astype(int) - zero)
     else:
         np.testing.assert_allclose(got.T * scale, real, atol=float(scale.max()) / 2)
+
+
+def padded_convolution(emit, x):
+    """A pad, a pair, a convolution with its pair: what PyTorch's quantizers make of a network with asymmetric pads."""
+    padded = emit("pad", relax.op.nn.pad(x, (0, 0, 0, 1, 0, 1, 0, 0)))
+    codes = np.arange(-18, 18, dtype=np.int8).reshape(2, 3, 3, 2)
+    layouts = {"data_layout": "NHWC", "kernel_layout": "OHWI"}
+    conv = relax.op.nn.conv2d(pair(emit, "a", padded), weight(emit, codes, 0.1, 0, 0), strides=2, **layouts)
+    return pair(emit, "b", emit("conv", conv), scale=1.0)
+
+
+def test_pad_before_a_pair_becomes_padding(model):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 6, 6, 2)).astype(np.float32)
+    qdq = model(lambda e, x: e("copied", relax.op.nn.relu(padded_convolution(e, x))), [x.shape])
+    floating, plan, params = plan_from_qdq(qdq)
+    assert "pad" not in [op_of(v) for v in view(floating.module).exprs.values()]
+    integer, coverage = realize(floating, plan, params, "uint8")
+    assert coverage.integer == 1 and coverage.boundaries == 2
+    np.testing.assert_allclose(interpret(integer.module, [x])[0][0], interpret(qdq.module, [x])[0][0], atol=1e-5)
+
+
+def test_pad_of_a_tensor_without_parameters_stays_float(model):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 6, 6, 2)).astype(np.float32)
+    qdq = model(lambda e, x: [padded_convolution(e, x), e("other", relax.op.sigmoid(x))], [x.shape])
+    floating, plan, params = plan_from_qdq(qdq)
+    assert [g.layer for g in plan.groups if g.integer] == ["conv"]
+    integer, _ = realize(floating, plan, params, "uint8")
+    for got, want in zip(interpret(integer.module, [x])[0], interpret(qdq.module, [x])[0], strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)

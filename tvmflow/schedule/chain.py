@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice, product
-from math import ceil
 from typing import Any, TypeAlias
 
 import msgspec
@@ -28,8 +27,6 @@ StageTile: TypeAlias = conv2d.ConvTile | depthwise_float.DepthwiseFloatTile
 
 CANDIDATES = 3
 """Tiles of a stage that are combined with those of the others: the best by the stage's own model."""
-LOAD = 0.16
-"""Cycles that a load adds, fitted to measured blocks of MobileNetV2 (Zen 5)."""
 CONSTANTS = 3
 """Of a float stage: weight, bias, bounds."""
 
@@ -82,11 +79,10 @@ def estimate(spec: Chain, tile: ChainTile, cpu: Cpu) -> float:
 
 
 def _row_cycles(row: Conv2d, tile: StageTile, cpu: Cpu) -> float:
-    """Cycles of a row of a stage; in a chain loads cost more, as the pixels come from L2."""
+    """Cycles of a row of a stage."""
     if isinstance(tile, depthwise_float.DepthwiseFloatTile):
         return depthwise_float.estimate(row, tile)
-    blocks = ceil(row.ow / tile.mw) * ceil(row.oc / (tile.nr * BY_NAME[tile.dot].lanes))
-    return conv2d.estimate(row, tile, cpu) + LOAD * blocks * row.kh * row.kw * row.ic * (tile.mw + tile.nr)
+    return conv2d.estimate(row, tile, cpu)
 
 
 def pack(spec: Chain, tile: ChainTile, consts: list[Array]) -> list[Array]:

@@ -10,9 +10,10 @@
 2. A dequantized constant becomes a float constant; quantizing it again with its scale gives the same codes.
 3. Weights with a zero point keep their codes where ``code - zero point`` fits int8; otherwise they are rounded again, one
    symmetric scale per channel, and their parameters say so (``observer`` is ``rounded``).
-4. A tensor that is only pooled by maximum, reshaped or transposed before a pair has that pair's parameters, if none of its own
-   (PyTorch's x86 quantizer writes conv, relu, max_pool, pair): quantizing first gives the same codes.
-5. Everything else stays as it is, in float32: pairs of 16 bits, one scale per channel of an activation, two pairs of different
+4. A tensor that is only pooled by maximum, reshaped, transposed or padded before a pair has that pair's parameters, if none of
+   its own (PyTorch's x86 quantizer writes conv, relu, max_pool, pair): quantizing first gives the same codes.
+5. A pad that stood before a pair moves into the padding of the layer behind it, as optimize/merge_pads.py does without pairs.
+6. Everything else stays as it is, in float32: pairs of 16 bits, one scale per channel of an activation, two pairs of different
    parameters on one tensor (the first one counts), pairs that disagree.
 """
 
@@ -25,17 +26,19 @@ import numpy as np
 from tvm import relax
 
 from tvmflow.model import Model
+from tvmflow.optimize import merge_pads
+from tvmflow.optimize.walk import Rule, Walk, rewrite
 from tvmflow.quantize.annotate import group_bindings, weight_axis
 from tvmflow.quantize.domains import ANCHORS, MOVING, resolve, sites_of, writes_float
 from tvmflow.quantize.graph import Graph, constant_of, op_of, read_by, rebuild, view
-from tvmflow.quantize.patterns import MOVEMENT
+from tvmflow.quantize.patterns import MOVEMENT, MOVES_FLOAT
 from tvmflow.quantize.plan import Group, Plan
 from tvmflow.quantize.qparams import QParam, QParams
 from tvmflow.quantize.realize.emit import same
 from tvmflow.quantize.realize.writer import Writer
 
 KEEPS_PARAMETERS = frozenset({*MOVEMENT, "max_pool2d"})
-COMMUTES = frozenset({"max_pool2d", "reshape", "flatten", "squeeze", "expand_dims", "permute_dims"})
+COMMUTES = frozenset({"max_pool2d", "reshape", "flatten", "squeeze", "expand_dims", "permute_dims", "pad"})
 """Operators for which ``quantize(op(x)) = op(quantize(x))``."""
 FROM_MODEL = "model"
 ROUNDED = "rounded"
@@ -121,9 +124,19 @@ def strip(model: Model) -> tuple[Model, Stripped]:
             if constant_read:
                 found.constants[name] = codes[constant_read]
     result = rebuild(model.module["main"].body.body, lambda var: new[var.name])
-    stripped = model.then("strip", writer.finish(model.module, arguments, result))
-    found.params.update(_before_moves(view(stripped.module), found.params))
-    return stripped, found
+    module = writer.finish(model.module, arguments, result)
+    found.params.update(_before_moves(view(module), found.params))
+    return model.then("strip", rewrite(module, _merge_pad(found.params))), found
+
+
+def _merge_pad(params: QParams) -> Rule:
+    """Case 5, where what is padded has parameters: the layer behind it reads it as integers."""
+
+    def rule(walk: Walk, call: relax.Call) -> relax.Expr | None:
+        pad = walk.call(call.args[0], "nn.pad") if call.args else None
+        return merge_pads.rule(walk, call) if pad is not None and walk.name_of(pad.args[0]) in params else None
+
+    return rule
 
 
 def _before_moves(graph: Graph, params: QParams) -> QParams:
@@ -194,7 +207,7 @@ def _veto(found: Stripped) -> Callable[[Graph, Group], str]:
         passes = group.op in MOVING or group.op == "max_pool"
         missing = [t for t in group.inputs if t not in known]
         if missing:
-            return "" if group.op in MOVING else f"the model has no parameters for its operand {missing[0]}"
+            return MOVES_FLOAT if group.op in MOVING else f"the model has no parameters for its operand {missing[0]}"
         if group.weight:
             reason = _weight_reason(found.constants, group, weight_axis(graph, group))
             if reason:
