@@ -24,6 +24,11 @@ SPECS: tuple[ks.Kernel, ...] = (
     ks.Conv2d(1, 15, 15, 36, 36, 5, 5, (2, 2), (2, 2, 2, 2), groups=36),
     ks.Conv2d(1, 16, 16, 64, 64, 3, 3, pad=(1, 1, 1, 1), x="float32", y="float32"),
     ks.Conv2d(1, 9, 9, 24, 24, 3, 3, pad=(1, 1, 1, 1), groups=24, x="float32", y="float32"),
+    ks.Chain((
+        ks.Conv2d(1, 12, 12, 16, 40, x="float32", y="float32"),
+        ks.Conv2d(1, 12, 12, 40, 40, 3, 3, (2, 2), (1, 1, 1, 1), groups=40, x="float32", y="float32"),
+        ks.Conv2d(1, 6, 6, 40, 24, x="float32", y="float32"),
+    )),
     ks.Pool2d("max", 1, 12, 12, 40, 3, 3, (2, 2), (1, 1, 1, 1), "float32", "float32"),
     ks.Pool2d("avg", 1, 9, 8, 48, 3, 3, pad=(1, 1, 1, 1)),
     ks.Binary("add", (1, 130, 160, 24), (1, 130, 160, 24)),  # in chunks, whose vectors lie across rows
@@ -31,7 +36,7 @@ SPECS: tuple[ks.Kernel, ...] = (
     ks.Lookup((1, 9, 7, 24)),
     ks.Dequantize((1, 5, 5, 32)),
     ks.MatMul(3, 20, 16, 40),
-)
+)  # fmt: skip
 BESIDE = 77
 
 

@@ -141,7 +141,7 @@ def _operands(held: Any, program: Program, library: _Library) -> Iterator[_Opera
         place = Slice(shape_of(held), axis, start, shape_of(tensor)[axis])
         views, reason = program.writer(tensor)
         function = library.into(program.values[views[-1]].args[0], place) if views else None
-        yield _Operand(tensor, place, views, function, reason or "vectors lie across its rows")
+        yield _Operand(tensor, place, views, function, reason or "what writes it can't leave room between rows")
         start += place.extent
 
 

@@ -96,6 +96,8 @@ class _Rewrite:
     def __init__(self, y: Any, place: Slice) -> None:
         self.y, self.place, self.analyzer = y, place, Analyzer()
         self.new = {y: tirx.decl_buffer(place.shape, y.dtype, y.name, data_alignment=y.data_alignment)}
+        self.first: dict[Any, Expr] = {y: 0}
+        """Where a view begins in the result."""
         self.fails = False
 
     def loop(self, loop: tirx.For) -> tirx.For:
@@ -108,11 +110,13 @@ class _Rewrite:
         return bind
 
     def view(self, declared: tirx.DeclBuffer) -> tirx.DeclBuffer:
-        if self.y not in declared.data.args:
+        viewed = next((buffer for buffer in declared.data.args if buffer in self.new), None)
+        if viewed is None:
             return declared
-        view = tirx.decl_buffer((prod(self.place.shape),), self.y.dtype, declared.buffer.name, layout=None)
-        self.new[declared.buffer] = view
-        return tirx.DeclBuffer(view, data=self.new[self.y].data)
+        whole = tirx.decl_buffer((prod(self.place.shape),), self.y.dtype, declared.buffer.name, layout=None)
+        self.new[declared.buffer] = whole
+        self.first[declared.buffer] = self.first[viewed] + declared.buffer.elem_offset
+        return tirx.DeclBuffer(whole, data=self.new[viewed].data)
 
     def store(self, store: tirx.BufferStore) -> tirx.Stmt:
         new = self.new.get(store.buffer)
@@ -120,7 +124,7 @@ class _Rewrite:
             return store
         if store.buffer.same_as(self.y):
             return tirx.BufferStore(new, store.value, self._axes(store.indices))
-        start, lanes = _vector(store.indices[0])
+        start, lanes = self._vector(store.buffer, store.indices[0])
         if self._within_row(start, lanes):
             return tirx.BufferStore(new, store.value, [tir.at(self._moved(start), lanes)])
         piece = gcd(lanes, self.place.row)
@@ -138,7 +142,7 @@ class _Rewrite:
             return load
         if load.source.same_as(self.y):
             return tirx.BufferLoad(new, self._axes(load.indices))
-        start, lanes = _vector(load.indices[0])
+        start, lanes = self._vector(load.source, load.indices[0])
         self.fails |= not self._within_row(start, lanes)
         return tirx.BufferLoad(new, [tir.at(self._moved(start), lanes)])
 
@@ -156,6 +160,11 @@ class _Rewrite:
         self.fails |= tuple(int(d) for d in self.y.shape) != place.own_shape
         return [index + place.start if axis == place.axis else index for axis, index in enumerate(indices)]
 
+    def _vector(self, view: Any, index: Expr) -> tuple[Expr, int]:
+        """First element in the result and number of elements of a vector that is accessed."""
+        start, lanes = (index.base, int(index.lanes)) if isinstance(index, tirx.Ramp) else (index, 1)
+        return self.first[view] + start, lanes
+
     def _moved(self, index: Expr) -> Expr:
         """A place in the result, as one in the whole tensor."""
         place = self.place
@@ -168,8 +177,3 @@ class _Rewrite:
         if row % lanes == known.coeff % lanes == known.base % lanes == 0:
             return True
         return bool(self.analyzer.can_prove((start + (lanes - 1)) // row <= self.analyzer.simplify(start // row)))
-
-
-def _vector(index: Expr) -> tuple[Expr, int]:
-    """First element and number of elements of a vector that is accessed."""
-    return (index.base, int(index.lanes)) if isinstance(index, tirx.Ramp) else (index, 1)
