@@ -63,7 +63,8 @@ class Slice:
 def into_slice(function: tirx.PrimFunc, place: Slice) -> tirx.PrimFunc | None:
     """``function``, whose last parameter is its result, with the whole tensor in that place, of which it writes the slice.
 
-    None where vectors lie across rows of the slice and don't fall into pieces of SHORTEST elements.
+    None where vectors lie across rows of the slice and don't fall into pieces of SHORTEST elements, or where the result is
+    accessed in some other way than element by element.
     """
     rewrite = _Rewrite(function.params[-1], place)
     body = tvm_ffi.structural_map(
@@ -162,8 +163,10 @@ class _Rewrite:
 
     def _vector(self, view: Any, index: Expr) -> tuple[Expr, int]:
         """First element in the result and number of elements of a vector that is accessed."""
-        start, lanes = (index.base, int(index.lanes)) if isinstance(index, tirx.Ramp) else (index, 1)
-        return self.first[view] + start, lanes
+        if not isinstance(index, tirx.Ramp):
+            return self.first[view] + index, 1
+        self.fails |= int(index.stride) != 1
+        return self.first[view] + index.base, int(index.lanes)
 
     def _moved(self, index: Expr) -> Expr:
         """A place in the result, as one in the whole tensor."""
