@@ -28,6 +28,15 @@ class Call:
     """Names of the layers that it computes: several where TVM fused them."""
     ops: tuple[str, ...]
     """Names of TVM's functions for them, or of the template's."""
+    kernel: str
+    """Name of the function before it was made to write into a slice."""
+    into: str = ""
+    """The slice of a concatenation that it writes, and why where it is a copy."""
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it copies operands of a concatenation."""
+        return not {"copy", "concatenate"}.isdisjoint(self.ops)
 
 
 def kernel_calls(before: relax.Function, fused: tvm.IRModule) -> tuple[Call, ...]:
@@ -44,7 +53,8 @@ def kernel_calls(before: relax.Function, fused: tvm.IRModule) -> tuple[Call, ...
     for binding in bindings(fused["main"]):
         value = binding.value
         if op_name(value) == "call_tir":
-            calls.append(Call(_callee(value), (str(binding.var.name),), (_plain(_callee(value)),)))
+            name = _callee(value)
+            calls.append(Call(name, (str(binding.var.name),), (_plain(name),), name))
         elif isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
             group = fused[value.op]
             names = {str(p.name): original.get(str(a.name), str(a.name)) for p, a in zip(group.params, value.args, strict=True)
@@ -58,7 +68,8 @@ def kernel_calls(before: relax.Function, fused: tvm.IRModule) -> tuple[Call, ...
             original[str(binding.var.name)] = names[str(group.body.body.name)]
             layers = tuple(names[str(member.var.name)] for member in members)
             ops = tuple(_plain(_callee(member.value)) for member in members)
-            calls.append(Call(str(value.op.name_hint), whole_layers(layers), ops))
+            name = str(value.op.name_hint)
+            calls.append(Call(name, whole_layers(layers), ops, name))
     return tuple(calls)
 
 
@@ -106,7 +117,7 @@ def borrowed(module: tvm.IRModule) -> tuple[int, ...]:
             found[position[str(value.name)]] &= alignment <= tvm.DataType(str(value.ty.dtype)).itemsize
 
     for binding in bindings(main):
-        if op_name(binding.value) == "call_tir":
+        if op_name(binding.value) in ("call_tir", "call_tir_inplace"):
             parameters = module[binding.value.args[0]].params
             for value, parameter in zip(binding.value.args[1].fields, parameters, strict=False):  # outputs follow
                 use(value, parameter.data_alignment)

@@ -10,6 +10,7 @@ from tvm import relax
 
 from tvmflow.build import cuda
 from tvmflow.build.calls import Call, bindings, borrowed, kernel_calls, workspace
+from tvmflow.build.concat import hold_concats, write_in_place
 from tvmflow.build.context import code_generation
 from tvmflow.build.manifest import Workspace
 from tvmflow.schedule.cuda_generic import with_identifiers
@@ -31,6 +32,7 @@ class Built:
 
 def lower(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, tuple[Call, ...], Workspace, tuple[int, ...]]:
     """From Relax with scheduled kernels to what the VM's code generator takes; its calls, memory and borrowed inputs."""
+    module = module if target.cuda else hold_concats(module)
     named = with_identifiers(module) if target.cuda else module
     # float islands and data movement become loops, neighbours fuse, and each loop nest is scheduled
     loops = tvm.transform.Sequential(
@@ -49,8 +51,8 @@ def lower(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, tuple[Cal
         replace(call, layers=tuple(layers.get(name, name) for name in call.layers))
         for call in kernel_calls(loops["main"], grouped)
     )
-    fused = tvm.transform.Sequential([relax.transform.FuseTIR(), relax.transform.DeadCodeElimination(["main"])])(grouped)
-    scheduled, _ = schedule_generic(fused, target)
+    fused, calls = write_in_place(relax.transform.FuseTIR()(grouped), calls)
+    scheduled, _ = schedule_generic(relax.transform.DeadCodeElimination(["main"])(fused), target)
     # tensors become views of planned storage, calls become VM instructions
     planned = tvm.transform.Sequential(
         [

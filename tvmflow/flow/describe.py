@@ -90,13 +90,14 @@ def layers(built: Built, kernels: Sequence[ScheduledKernel]) -> tuple[Layer, ...
         waiting[kernel.function].append(kernel)
     found = []
     for call in built.calls:
-        if waiting[call.function]:
-            k = waiting[call.function].popleft()
-            schedule = schedule_text(k)
+        if waiting[call.kernel]:
+            k = waiting[call.kernel].popleft()
+            schedule = f"{schedule_text(k)} {call.into}".rstrip()
             gop = executed_ops(k.spec, k.tile) / 1e9
-            found.append(Layer(k.layer, k.template, gop, k.function, k.spec.is_integer, schedule, k.tuned))
+            found.append(Layer(k.layer, k.template, gop, call.function, k.spec.is_integer, schedule, k.tuned))
         else:
-            found.append(Layer(" + ".join(call.layers), "+".join(call.ops), kernel=call.function, schedule="generic"))
+            schedule = f"generic {call.into}".rstrip()
+            found.append(Layer(" + ".join(call.layers), "+".join(call.ops), kernel=call.function, schedule=schedule))
     return tuple(found)
 
 
@@ -116,8 +117,18 @@ def _tile_text(tile: Any) -> str:
 
 
 def kernel_counts(built: Built, kernels: Sequence[ScheduledKernel]) -> dict[str, int]:
-    """How many kernel calls there are, how many of them a template made, and how many of those a tuning log decided."""
-    return {"total": len(built.calls), "specialised": len(kernels), "tuned": sum(k.tuned for k in kernels)}
+    """How many kernel calls there are, how many of them a template made, and how many of those a tuning log decided.
+
+    Of concatenations: how many operands are written in place, and how many calls copy some.
+    """
+    copies = [call for call in built.calls if call.is_copy]
+    return {
+        "total": len(built.calls),
+        "specialised": len(kernels),
+        "tuned": sum(k.tuned for k in kernels),
+        "in_place": sum(bool(call.into) for call in built.calls if call not in copies),
+        "copies": len(copies),
+    }
 
 
 def describe(
