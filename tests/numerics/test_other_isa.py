@@ -70,6 +70,14 @@ def awkward(x: str) -> list[ks.Kernel]:
         conv(1, 9, 8, 10, 6, 3, 2, (1, 2), (2, 0, 2, 1), (2, 1), 2, "float32", "float32"),
         conv(1, 9, 7, 33, 33, 3, 3, (2, 1), (1, 0, 1, 1), groups=33, x="float32", y="float32"),
         conv(1, 5, 5, 3, 3, 3, 3, groups=3, x="float32", y="float32"),
+        conv(1, 9, 7, 3, 13, 3, 3, (2, 1), (0, 1, 1, 0), x="float32", y="float32", nchw=True),
+        ks.Chain(
+            (
+                conv(1, 9, 7, 3, 17, 3, 3, (2, 1), (1, 1, 0, 0), x="float32", y="float32", nchw=True),
+                conv(1, 4, 6, 17, 17, 3, 3, (1, 2), (1, 0, 2, 1), groups=17, x="float32", y="float32"),
+                conv(1, 5, 3, 17, 5, x="float32", y="float32", residual=True),
+            )
+        ),
         ks.MatMul(2, 5, 33, 17, False, "float32", "float32"),
     ]
 
