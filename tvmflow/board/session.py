@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmflow.build.manifest import Manifest
-from tvmflow.errors import ArtifactError, DataError, nearest
+from tvmflow.errors import ArtifactError, DataError
+from tvmflow.runtime.inputs import as_input, ordered
 from tvmflow.runtime.profile import RUNS, Profile
-from tvmflow.runtime.session import as_input
 
 if TYPE_CHECKING:
     from tvmflow.board.rpc import RemoteBoard
@@ -86,14 +86,9 @@ class RemoteSession:
     def _ordered(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
         if self._vm is None:
             raise DataError("the session is closed", where=self.path.name)
-        names = [info.name for info in self.manifest.inputs]
-        for name in inputs:
-            if name not in names:
-                raise DataError(f"the model has no input {name!r}", where=self.path.name, remedy=nearest(name, names))
-        absent = [name for name in names if name not in inputs]
-        if absent:
-            raise DataError(f"missing inputs: {', '.join(absent)}", where=self.path.name)
-        return [as_input(inputs[info.name], info, self.path.name) for info in self.manifest.inputs]
+        infos = self.manifest.inputs
+        values = ordered(inputs, [info.name for info in infos], self.path.name)
+        return [as_input(value, info, self.path.name) for value, info in zip(values, infos, strict=True)]
 
 
 def check_board(manifest: Manifest, facts: Mapping[str, Any], path: Path, name: str) -> None:

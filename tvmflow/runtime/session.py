@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tvmflow.build.manifest import Manifest, read_manifest, verify_digest
-from tvmflow.errors import ArtifactError, DataError, EnvironmentProblem, nearest
-from tvmflow.model import TensorInfo
+from tvmflow.errors import ArtifactError, DataError, EnvironmentProblem
 from tvmflow.runtime import cpu
+from tvmflow.runtime.inputs import Port, ordered
 from tvmflow.runtime.profile import RUNS, Profile, profile
 from tvmflow.runtime.threads import prepare_thread_pool
 
@@ -82,8 +82,7 @@ class Session:
         from tvm_ffi import from_dlpack
 
         self.path, self.manifest, self.threads = path, manifest, wanted
-        self._runtime = tvm.runtime
-        self._from_dlpack = from_dlpack
+        self._where = path.name
         self._limit_threads = tvm.get_global_func("runtime.config_threadpool")
         self._use_threads()
         if tvm.runtime.num_threads() != wanted:
@@ -94,21 +93,33 @@ class Session:
         self._device = find_device(manifest.device, str(path))
         self._module: Any = tvm.runtime.load_module(str(path))
         self._vm: Any = VirtualMachine(self._module, self._device)
-        self._buffers = [tvm.runtime.empty(i.shape, i.dtype, self._device) for i in manifest.inputs]
+        self._main: Any = self._vm["main"]
+        self._on_cpu, self._tensor_type = manifest.device == "cpu", tvm.runtime.Tensor
+        self._names = tuple(info.name for info in manifest.inputs)
+        self._results = tuple(info.name for info in manifest.outputs)
+        self._ports = [
+            Port(
+                info,
+                tvm.runtime.empty(info.shape, info.dtype, self._device),
+                from_dlpack if info.name in manifest.borrowed else None,
+                self._where,
+            )
+            for info in manifest.inputs
+        ]
 
     def __call__(self, *arrays: Any) -> Any:
         """Run on arrays (numpy, or anything with DLPack) in the order of the inputs; one numpy array, or a list when several."""
         infos = self.manifest.inputs
         if len(arrays) != len(infos):
             names = ", ".join(i.name for i in infos)
-            raise DataError(f"{len(arrays)} inputs given, the model takes {len(infos)}: {names}", where=self.path.name)
-        outputs = self._run([as_input(array, info, self.path.name) for array, info in zip(arrays, infos, strict=True)])
+            raise DataError(f"{len(arrays)} inputs given, the model takes {len(infos)}: {names}", where=self._where)
+        outputs = self._run(arrays)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Run on arrays by input name; outputs by name. Raises DataError on a wrong name, shape or dtype."""
-        outputs = self._run(self._ordered(inputs))
-        return {info.name: array for info, array in zip(self.manifest.outputs, outputs, strict=True)}
+        outputs = self._run(ordered(inputs, self._names, self._where))
+        return dict(zip(self._results, outputs, strict=True))
 
     def benchmark(self, inputs: Mapping[str, Any], repeat: int = 10, number: int = 1) -> list[float]:
         """Seconds per call, ``repeat`` times, each the mean of ``number`` calls.
@@ -116,7 +127,7 @@ class Session:
         Inside the clock: the program from its first kernel to its last and the allocation of its outputs, on the device until it
         has finished. Outside: copying inputs in and outputs out. One call goes ahead untimed. Python adds about a microsecond.
         """
-        call, wait = self._prepared(self._ordered(inputs))
+        call, wait = self._prepared(inputs)
         call()
         wait()
         seconds = []
@@ -130,13 +141,13 @@ class Session:
 
     def profile(self, inputs: Mapping[str, Any], runs: int = RUNS) -> Profile:
         """Time of each kernel and of whole runs, in turns."""
-        call, wait = self._prepared(self._ordered(inputs))
+        call, wait = self._prepared(inputs)
         return profile(call, wait, self._vm.set_instrument, runs)
 
     def close(self) -> None:
         """Free the model's memory. The session can't be used afterwards."""
-        self._vm = self._module = None
-        self._buffers = []
+        self._vm = self._module = self._main = None
+        self._ports = []
 
     def __enter__(self) -> Session:
         return self
@@ -148,41 +159,28 @@ class Session:
         """TVM keeps one pool for each calling thread, shared by all sessions: set it before every use."""
         self._limit_threads(1, self.threads)
 
-    def _ordered(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
-        names = [info.name for info in self.manifest.inputs]
-        for name in inputs:
-            if name not in names:
-                raise DataError(f"the model has no input {name!r}", where=self.path.name, remedy=nearest(name, names))
-        absent = [name for name in names if name not in inputs]
-        if absent:
-            raise DataError(f"missing inputs: {', '.join(absent)}", where=self.path.name)
-        return [as_input(inputs[info.name], info, self.path.name) for info in self.manifest.inputs]
-
     def _begin(self) -> None:
         if self._vm is None:
-            raise DataError("the session is closed", where=self.path.name)
+            raise DataError("the session is closed", where=self._where)
         self._use_threads()
 
-    def _tensor(self, info: TensorInfo, buffer: Any, array: np.ndarray) -> Any:
-        """The caller's own memory, where the program takes it anywhere and NumPy lends it; else a copy."""
-        if info.name in self.manifest.borrowed and array.flags.writeable:
-            return self._from_dlpack(array, require_alignment=array.itemsize)
-        return buffer.copyfrom(array)
-
-    def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    def _run(self, values: Sequence[Any]) -> list[np.ndarray]:
         self._begin()
-        tensors = [self._tensor(*each) for each in zip(self.manifest.inputs, self._buffers, arrays, strict=True)]
-        result = self._vm["main"](*tensors)
-        tensors = [result] if isinstance(result, self._runtime.Tensor) else list(result)
-        return [tensor.numpy() for tensor in tensors]
+        result = self._main(*[port.tensor(value) for port, value in zip(self._ports, values, strict=True)])
+        tensors = [result] if isinstance(result, self._tensor_type) else list(result)
+        return [self._array(tensor) for tensor in tensors]
 
-    def _prepared(self, arrays: list[np.ndarray]) -> tuple[Callable[[], object], Callable[[], object]]:
+    def _array(self, tensor: Any) -> np.ndarray:
+        """A copy: a program may hand out an input or a constant. TVM's own copy takes longer than a small kernel."""
+        return np.from_dlpack(tensor).copy() if self._on_cpu else tensor.numpy()
+
+    def _prepared(self, inputs: Mapping[str, Any]) -> tuple[Callable[[], object], Callable[[], object]]:
         """The program with its inputs bound, without Python in between, and the wait for the device."""
         self._begin()
-        for buffer, array in zip(self._buffers, arrays, strict=True):
-            buffer.copyfrom(array)
-        self._vm.save_function("main", "tvmflow.prepared", *self._buffers, include_return=False)
-        wait = self._device.sync if self.manifest.device != "cpu" else lambda: None
+        for port, value in zip(self._ports, ordered(inputs, self._names, self._where), strict=True):
+            port.copy(value)
+        self._vm.save_function("main", "tvmflow.prepared", *[port.buffer for port in self._ports], include_return=False)
+        wait = self._device.sync if not self._on_cpu else lambda: None
         return self._vm["tvmflow.prepared"], wait
 
 
@@ -209,28 +207,3 @@ def load_device_runtime(name: str) -> None:
         load_lib_ctypes("tvm", f"tvm_runtime_{name}", "RTLD_LOCAL", extra_lib_paths=libinfo.package_lib_paths())
     except (OSError, RuntimeError) as error:
         raise EnvironmentProblem(f"TVM's {name} runtime can't be loaded: {error}", remedy="install the driver") from error
-
-
-def as_input(value: Any, info: TensorInfo, where: str) -> np.ndarray:
-    """``value`` as a contiguous numpy array of exactly the declared shape and dtype. Raises DataError."""
-    try:
-        array = np.from_dlpack(value) if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray) else np.asarray(value)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise DataError(
-            f"input {info.name!r} can't be read: {error}", where=where, remedy="pass a numpy array, or a tensor in CPU memory"
-        ) from error
-    if array.shape != info.shape:
-        raise DataError(
-            f"input {info.name!r} has shape {shape_text(array.shape)}, the model takes {shape_text(info.shape)}", where=where
-        )
-    if array.dtype != np.dtype(info.dtype):
-        raise DataError(
-            f"input {info.name!r} is {array.dtype}, the model takes {info.dtype}",
-            where=where,
-            remedy=f"convert it: x.astype({info.dtype!r})",
-        )
-    return np.ascontiguousarray(array)
-
-
-def shape_text(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
