@@ -5,12 +5,14 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Attention
 from tvmflow.schedule import tir
 from tvmflow.schedule.intrinsics import BY_NAME, Dot
+from tvmflow.schedule.packs import shuffle
 
 Expr = Any
 
@@ -56,14 +58,18 @@ class Panels:
         """Columns are the rows of ``k``; columns beyond the last key repeat it."""
         spec, dot = self.spec, self.dot
         with T.serial(0, self.vectors) as vector:
-            with T.serial(0, dot.lanes) as lane:
-                row = vector * dot.lanes + lane
-                if self.columns != spec.n:
-                    row = tirx.min(row, spec.n - 1)
-                source = T.Bind(((batch * spec.n + row) * spec.heads + head) * spec.d)
-                with T.serial(0, self.steps) as step:
-                    to = ((vector * self.steps + step) * dot.lanes + lane) * dot.group
-                    T.buffer_store(self.packed, self._signed(k, source + step * dot.group, dot.group), [tir.at(to, dot.group)])
+            rows = [vector * dot.lanes + lane for lane in range(dot.lanes)]
+            if self.columns != spec.n:
+                rows = [tirx.min(row, spec.n - 1) for row in rows]
+            starts = [T.Bind(((batch * spec.n + row) * spec.heads + head) * spec.d) for row in rows]
+
+            def block(step: Expr, n: int) -> None:
+                lines = [T.Bind(self._signed(k, start + step * dot.group, n * dot.group)) for start in starts]
+                for i, value in enumerate(transposed(lines, n, dot.group)):
+                    to = (vector * self.steps + step + i) * (dot.lanes * dot.group)
+                    T.buffer_store(self.packed, value, [tir.at(to, dot.lanes * dot.group)])
+
+            tir.for_each_run(self.steps, dot.lanes, block)
             if self.spec.is_integer:
                 self._sum(vector, factor)
 
@@ -131,6 +137,21 @@ class Panels:
             for i in range(nr):
                 for r in range(mr):
                     store(r, v0 + i, acc[r][i][everything])
+
+
+def transposed(rows: list[Expr], columns: int, group: int) -> list[Expr]:
+    """The columns of a matrix of ``group`` neighbours an element; powers of two of rows, not fewer than columns, and of columns.
+
+    Shuffling the halves of the whole matrix perfectly moves the highest bit of the row's number below all others.
+    """
+    count, values, size = len(rows), rows, columns
+    for _ in range(count.bit_length() - 1):
+        half = len(values) // 2
+        order = np.arange(2 * size * group).reshape(2, size, group).swapaxes(0, 1).ravel()
+        parts = np.split(order, 1 if size < count else 2)
+        size = min(2 * size, count)
+        values = [T.Bind(shuffle([a, b], part)) for a, b in zip(values[:half], values[half:], strict=True) for part in parts]
+    return values
 
 
 def narrowest_above(dot: Dot, columns: int) -> Dot:
