@@ -31,6 +31,11 @@ ERF_BELOW = (3.74805831e-5, 1.21636771e-3, 1.54445129e-2, 1.16476907e-1, 5.07253
 """``erf(x) = x * above(x * x) / below(x * x)`` on [-4, 4], least largest error (2.2e-8) by weighted least squares; all terms are
 positive, so that no cancellation costs digits."""
 
+NORMAL_END = ERF_END / SQRT_HALF
+NORMAL_ABOVE = tuple(term * SQRT_HALF**11 * 2.0**i / 2 for i, term in enumerate(ERF_ABOVE))
+NORMAL_BELOW = tuple(term * SQRT_HALF**10 * 2.0**i for i, term in enumerate(ERF_BELOW))
+"""The same for ``erf(x * SQRT_HALF) / 2``: how far the normal distribution is above one half."""
+
 
 class Vector:
     """float32 arithmetic on ``lanes`` lanes with scalar constants spread over them."""
@@ -86,9 +91,12 @@ class Vector:
         return x * self.polynomial(square, ERF_ABOVE) / self.polynomial(square, ERF_BELOW)
 
     def gelu(self, x: Expr) -> Expr:
-        # where erf has ended, 1 + erf is 0 but for its last bit, which a large x would magnify
-        bounded = tirx.max(x, self.const(-ERF_END / SQRT_HALF))
-        return self.const(0.5) * bounded * (self.const(1.0) + self.erf(x * self.const(SQRT_HALF)))
+        # where erf has ended, the distribution is 0 but for its last bit, which a large x would magnify
+        bounded = T.Bind(tirx.max(x, self.const(-NORMAL_END)))
+        inside = T.Bind(tirx.min(bounded, self.const(NORMAL_END)))
+        square = T.Bind(inside * inside)
+        normal = inside * self.polynomial(square, NORMAL_ABOVE) / self.polynomial(square, NORMAL_BELOW)
+        return bounded * (self.const(0.5) + normal)
 
     def silu(self, x: Expr) -> Expr:
         return x * self.sigmoid(x)
