@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from tests.numerics.kernels import check, runnable, tensors
-from tests.numerics.test_products import offering
+from tests.numerics.test_products import ACTIVATIONS, offering
 from tvmflow.kernels.call import kernel_args, kernel_call, kernel_of
 from tvmflow.kernels.interpret import interpret
 from tvmflow.kernels.spec import Chain, Conv2d
@@ -62,6 +62,7 @@ def chains(draw: st.DrawFn) -> Chain:
         stages.append(follow(stages[-1], draw(channels)))
     assume(all(stage.oh > 0 and stage.ow > 0 for stage in stages))
     stages[-1] = msgspec.structs.replace(stages[-1], residual=draw(st.booleans()))
+    stages = [msgspec.structs.replace(stage, activation=draw(ACTIVATIONS)) for stage in stages]
     return Chain(tuple(stages))
 
 

@@ -17,6 +17,7 @@ from tvmflow.schedule.template import template_for
 from tvmflow.target import Target, get_target
 
 AWKWARD = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 24, 33))
+ACTIVATIONS = st.sampled_from(("", "", "gelu", "silu", "sigmoid", "tanh", "erf"))
 SMALL = st.sampled_from((1, 2, 3, 5, 7, 13))
 INTEGER = runnable(("vnni512", "vnni256", "maddwd512", "maddwd256", "maddwd128", "neon", "generic"))
 FLOAT = runnable(("fma512", "fma256", "sse", "generic_f32"))
@@ -62,6 +63,8 @@ def convolutions(draw: st.DrawFn, dtype: str) -> Conv2d:
     assume(spec.oh > 0 and spec.ow > 0 and not spec.is_depthwise)
     if not spec.residual and spec.is_integer and draw(st.booleans()):
         spec = msgspec.structs.replace(spec, y="float32")
+    if not spec.is_integer:
+        spec = msgspec.structs.replace(spec, activation=draw(ACTIVATIONS))
     if not spec.is_integer and groups == spec.dilation[1] == 1:
         spec = msgspec.structs.replace(spec, nchw=draw(st.booleans()))
     return spec
@@ -131,6 +134,8 @@ def depthwise_layers(draw: st.DrawFn, dtype: str) -> Conv2d:
         residual=draw(st.booleans()),
     )
     assume(spec.oh > 0 and spec.ow > 0)
+    if not spec.is_integer:
+        return msgspec.structs.replace(spec, activation=draw(ACTIVATIONS))
     return msgspec.structs.replace(spec, y="float32") if not spec.residual and draw(st.booleans()) else spec
 
 

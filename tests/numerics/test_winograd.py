@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.numerics.kernels import check, run, runnable, tensors
-from tests.numerics.test_products import offering, registers
+from tests.numerics.test_products import ACTIVATIONS, offering, registers
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import conv2d, winograd
 from tvmflow.schedule.template import executed_ops, template_for
@@ -44,6 +44,7 @@ def convolutions(draw: st.DrawFn, lanes: int) -> Conv2d:
         x="float32",
         y="float32",
         residual=draw(st.booleans()),
+        activation=draw(ACTIVATIONS),
     )
 
 

@@ -92,6 +92,7 @@ def lower(
     from tvmflow.importer import import_model
     from tvmflow.optimize import optimize
     from tvmflow.quantize.realize import realize
+    from tvmflow.schedule.fuse_activation import fuse_activation
     from tvmflow.schedule.fuse_attention import fuse_attention
     from tvmflow.schedule.fuse_chains import fuse_chains
     from tvmflow.schedule.fuse_float_attention import fuse_float_attention
@@ -121,7 +122,7 @@ def lower(
             trace.show("fuse_attention", model.module)
     with trace.stage("lower float"):
         if target.cuda is None:
-            model = fuse_chains(fuse_picture(fuse_norm(lower_float(fuse_float_attention(model)))), target)
+            model = fuse_chains(fuse_picture(fuse_norm(fuse_activation(lower_float(fuse_float_attention(model))))), target)
         else:
             model = lower_float(model)
     trace.show("lower_float", model.module)

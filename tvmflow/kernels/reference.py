@@ -68,6 +68,8 @@ def _conv2d(spec: ks.Conv2d, args: Sequence[Array]) -> Array:
         out = _correlate(spec, _pad(x, spec.pad, 0), weight) + bias
         if spec.residual:
             out = out + args[4].reshape(out.shape)
+        if spec.activation:
+            return _function(spec.activation, out)
         return np.clip(out, bounds[0], bounds[1]).astype(np.float32)
     x, weight, bias, multiplier, quant = args[:5]
     x_zero, y_zero, lo, hi = (int(v) for v in quant[:4])
@@ -194,9 +196,13 @@ def _dequantize(spec: ks.Dequantize, args: Sequence[Array]) -> Array:
 
 
 def _unary(spec: ks.Unary, args: Sequence[Array]) -> Array:
+    return _function(spec.fn, args[0])
+
+
+def _function(name: str, x: Array) -> Array:
     from math import erf, sqrt
 
-    x = args[0].astype(np.float64)
+    x = x.astype(np.float64)
     gauss = np.vectorize(erf, otypes=[np.float64])
     with np.errstate(over="ignore"):
         functions: dict[str, Callable[[Array], Array]] = {
@@ -207,7 +213,7 @@ def _unary(spec: ks.Unary, args: Sequence[Array]) -> Array:
             "gelu": lambda v: 0.5 * v * (1 + gauss(v / sqrt(2))),
             "silu": lambda v: v / (1 + np.exp(-v)),
         }
-        return functions[spec.fn](x).astype(np.float32)
+        return functions[name](x).astype(np.float32)
 
 
 def _softmax(_spec: ks.Softmax, args: Sequence[Array]) -> Array:

@@ -52,8 +52,8 @@ class Conv2d(Spec, frozen=True, tag="conv2d"):
       follows, ``[a_zero, b_zero, z_zero, z_lo, z_hi, ma, mb, shift]``, where a is the convolution and b the residual tensor.
       ``y == "float32"``: the result is dequantized, ``float32(acc) * multiplier[c]``; ``y_zero, lo, hi`` are ignored.
     Float (``x == "float32"``), arguments ``x, weight, bias, bounds[, residual]``:
-      ``clip(conv + bias (+ residual), bounds[0], bounds[1])``; infinite bounds mean no clamp. With ``nchw``, x is
-      ``[n, ic, h, w]``.
+      ``clip(conv + bias (+ residual), bounds[0], bounds[1])``; infinite bounds mean no clamp. With ``activation``, that function
+      of the sum in place of the clamp. With ``nchw``, x is ``[n, ic, h, w]``.
     """
 
     n: int
@@ -72,6 +72,8 @@ class Conv2d(Spec, frozen=True, tag="conv2d"):
     y: str = "uint8"
     residual: bool = False
     nchw: bool = False
+    activation: str = ""
+    """One of :data:`UNARY`, or none; float only."""
 
     ARGS = ("x", "weight", "bias", "multiplier", "quant", "residual")
 

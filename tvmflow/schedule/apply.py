@@ -93,7 +93,7 @@ def kernel_name(spec: ks.Kernel) -> str:
     """A readable name of a kernel's function, as profilers show it; ``_v2`` and so on follow where it omits a difference."""
     if isinstance(spec, ks.Conv2d):
         kind = "depthwise" if spec.is_depthwise else "dense" if spec.h == spec.kh == spec.kw == 1 else "conv2d"
-        tail = "_add" if spec.residual else ""
+        tail = ("_add" if spec.residual else "") + (f"_{spec.activation}" if spec.activation else "")
         stride = "" if spec.stride == (1, 1) else f"_stride{spec.stride[0]}x{spec.stride[1]}"
         return f"{kind}_{spec.kh}x{spec.kw}{stride}_{spec.ic}_{spec.oc}_{spec.h}x{spec.w}_{spec.x}{tail}"
     if isinstance(spec, ks.Chain):

@@ -21,6 +21,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
+from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.packs import Cell, Emission, Packs, finish, store
 from tvmflow.schedule.staging import Staging
@@ -260,7 +261,7 @@ class Nest:
         chunk = ceil(outer / min(chunks, outer))
         with tir.parallel_if(tile.threads, ceil(outer / chunk)) as c:
             first = self._inside(c, chunk, outer)
-            self.epilogue = tir.ConvEpilogue(spec, bias, self.params, self.dot.lanes, self.dot.acc_dtype)
+            self.epilogue = ConvEpilogue(spec, bias, self.params, self.dot.lanes, self.dot.acc_dtype)
             self.packs = Packs(self.params[1], self.dot.lanes, spec.y, spec.residual) if geo.is_packed else None
 
             def place(j: Expr) -> _Place:

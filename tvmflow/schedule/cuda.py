@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmflow.schedule import tir
+from tvmflow.schedule.epilogue import ConvEpilogue
 
 Expr = Any
 
@@ -136,7 +137,7 @@ def store(buffer: Any, index: Expr, values: Sequence[Expr]) -> None:
 class Channel:
     """The epilogue of one output channel: its bias and multiplier are in registers."""
 
-    epilogue: tir.ConvEpilogue
+    epilogue: ConvEpilogue
     bias: Expr
 
     def value(self, acc: Expr, residual: Expr | None) -> Expr:
@@ -147,7 +148,7 @@ class Channel:
         self.epilogue.store(y, index, acc + self.bias)
 
 
-def channels(epilogue: tir.ConvEpilogue, first: Expr, count: int) -> list[Channel]:
+def channels(epilogue: ConvEpilogue, first: Expr, count: int) -> list[Channel]:
     """Epilogues of ``count`` neighbouring channels."""
     found = []
     for i in range(count):

@@ -18,6 +18,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import cuda, cuda_gemm, tir
 from tvmflow.schedule.cuda_gemm import BlockGemm, GemmTile, Operand
+from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.target import Cuda
 
 Array = NDArray[Any]
@@ -129,7 +130,7 @@ class _Conv:
         pixels = Operand(tile.bm, geo.vec, True, self._locate_pixel, self._fetch_pixel)
         weights = Operand(tile.bn, 4, False, self._locate_weight, self._fetch_weight)
         gemm.emit(pixels, weights, geo.length)
-        epilogue = tir.ConvEpilogue(spec, bias, self.params, 1, gemm.dtype)
+        epilogue = ConvEpilogue(spec, bias, self.params, 1, gemm.dtype)
         with cuda.only_if(gemm.owns):
             self._store(gemm, epilogue, rest[-1])
 
@@ -173,7 +174,7 @@ class _Conv:
     def _fetch_weight(self, place: Expr, first: Expr) -> Expr:
         return self.weight[tir.at(place + first * self.tile.bn, 4)]
 
-    def _store(self, gemm: BlockGemm, epilogue: tir.ConvEpilogue, y: Any) -> None:
+    def _store(self, gemm: BlockGemm, epilogue: ConvEpilogue, y: Any) -> None:
         """Epilogue and store of a thread's accumulators, four neighbouring channels at a time."""
         geo, tile, spec = self.geo, self.tile, self.spec
         packed = spec.y == "int8" and geo.outputs % cuda.WORD == 0

@@ -20,6 +20,7 @@ from tvm.tirx.script.builder import ir as T
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import cuda, tir
 from tvmflow.schedule.cuda_conv2d import fold_zero_point, pad_groups
+from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.target import Cuda
 
 Array = NDArray[Any]
@@ -113,7 +114,7 @@ class _Thread:
                 T.buffer_store(taps, weight[tir.at(start, lanes)], [tir.at(kw * lanes, lanes)])
             ih = T.Bind(self.row % spec.oh * spec.stride[0] - spec.pad[0] + kh * spec.dilation[0])
             self._row(ih, taps)
-        epilogue = tir.ConvEpilogue(spec, bias, self.params, 1, self.dtype)
+        epilogue = ConvEpilogue(spec, bias, self.params, 1, self.dtype)
         self._store(epilogue, rest[-1])
 
     def _row(self, ih: Expr, taps: Any) -> None:
@@ -149,7 +150,7 @@ class _Thread:
         ]
         return cuda.word_of(parts)
 
-    def _store(self, epilogue: tir.ConvEpilogue, y: Any) -> None:
+    def _store(self, epilogue: ConvEpilogue, y: Any) -> None:
         spec, tile, lanes = self.spec, self.tile, self.lanes
         epilogues = cuda.channels(epilogue, self.channel, lanes)
         packed = spec.y == "int8" and spec.oc % cuda.WORD == 0

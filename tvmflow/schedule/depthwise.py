@@ -17,6 +17,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
+from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.staging import Staging
 
@@ -93,7 +94,7 @@ def _emit_body(spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, weight: Any,
             source, origin = staging.band(x, image, oh0 * spec.stride[0] - spec.pad[0], band_rows(spec, tile.rows)), 0
 
         def channels(c: Expr, lanes: int) -> None:
-            finish = tir.ConvEpilogue(spec, bias, epilogue_params, lanes, dot.acc_dtype)
+            finish = ConvEpilogue(spec, bias, epilogue_params, lanes, dot.acc_dtype)
             taps = _bind_weights(spec, weight, c, lanes)
             start_at = finish.bias_at(c)
             finish.bind_multiplier(c)

@@ -24,6 +24,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import interleave, tir
+from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.packs import Packs, shuffle
 
@@ -288,7 +289,7 @@ class _Nest:
         starts = [max(0, min(m, size - block.pixels)) for m in range(0, size, block.pixels)]
         finish = None
         if not self.packs:
-            finish = tir.ConvEpilogue(spec, self.bias, self.params, self._outputs(block), "int32")
+            finish = ConvEpilogue(spec, self.bias, self.params, self._outputs(block), "int32")
             finish.multiplier = self._repeated(self.params[0], slot, block.width, self._outputs(block))
         with T.serial(0, ceil(spec.ow / size)) as t:
             first = T.Bind(tirx.min(t * size, spec.ow - size) if spec.ow % size else t * size)
@@ -325,7 +326,7 @@ class _Nest:
                 total = dot.lanewise(cell[tir.at(0, dot.lanes)], seen, weight, dot.lanes)
                 T.buffer_store(cell, total, [tir.at(0, dot.lanes)])
 
-    def _store(self, block: Block, finish: tir.ConvEpilogue | None, out: Expr, sums: list[Expr], multipliers: list[Expr]) -> None:
+    def _store(self, block: Block, finish: ConvEpilogue | None, out: Expr, sums: list[Expr], multipliers: list[Expr]) -> None:
         """Outputs of a vector: ``width`` channels of one or more pixels."""
         spec, dot, width = self.spec, self.dot, self._outputs(block)
         places = [out + pixel * spec.oc for pixel in range(min(self.geo.bytes // width, spec.ow))]

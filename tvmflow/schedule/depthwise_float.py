@@ -18,6 +18,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
+from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 
 Array = NDArray[Any]
@@ -149,7 +150,7 @@ class Nest:
                     self.epilogue.store(to.buffer, index + m * spec.oc, cell[self.every])
 
     def _accumulators(self, c: Expr) -> list[Any]:
-        self.epilogue = tir.ConvEpilogue(self.spec, self.bias, self.params, self.lanes, "float32")
+        self.epilogue = ConvEpilogue(self.spec, self.bias, self.params, self.lanes, "float32")
         start = self.epilogue.bias_at(c)
         acc = [tir.register(self.lanes, "float32") for _ in range(self.tile.mw)]
         for cell in acc:

@@ -80,7 +80,7 @@ def _matmul(walk: Walk, call: Any) -> Any:
 
 def _add(walk: Walk, call: Any) -> Any:
     for mine, other in (call.args, call.args[::-1]):
-        fused = _Fused.of(walk, mine)
+        fused = Fused.of(walk, mine)
         if fused is None or fused.spec.residual or np.isfinite(fused.bounds).any():
             continue
         if is_constant(other) and array(other).size == fused.spec.oc and shape_of(other)[-1:] == (fused.spec.oc,):
@@ -92,7 +92,7 @@ def _add(walk: Walk, call: Any) -> Any:
 
 
 def _clamp(walk: Walk, call: Any) -> Any:
-    fused = _Fused.of(walk, call.args[0])
+    fused = Fused.of(walk, call.args[0])
     if fused is None:
         return None
     lo, hi = (0.0, np.inf) if op_name(call) == "nn.relu" else (_scalar(call.args[1]), _scalar(call.args[2]))
@@ -146,7 +146,7 @@ _RULES = {
 }  # fmt: skip
 
 
-class _Fused:
+class Fused:
     """A float convolution kernel that only the visited call reads, seen through the reshape of a dense layer."""
 
     def __init__(self, call: Any, spec: ks.Conv2d, name: str, shape: tuple[int, ...]) -> None:
@@ -155,7 +155,7 @@ class _Fused:
         self.bias, self.bounds = array(bias), array(bounds)
 
     @staticmethod
-    def of(walk: Walk, expr: Any) -> _Fused | None:
+    def of(walk: Walk, expr: Any) -> Fused | None:
         if not isinstance(expr, relax.Var) or not walk.only_use(expr):
             return None
         shape: tuple[int, ...] = ()
@@ -166,9 +166,9 @@ class _Fused:
                 return None
             expr, value, shape = inner, walk.value(inner), shape_of(value)
         spec = kernel_of(value)
-        if not isinstance(spec, ks.Conv2d) or spec.is_integer:
+        if not isinstance(spec, ks.Conv2d) or spec.is_integer or spec.activation:
             return None
-        return _Fused(value, spec, walk.name_of(expr), shape)
+        return Fused(value, spec, walk.name_of(expr), shape)
 
     def emit(self, walk: Walk, spec: ks.Conv2d, bias: Any, bounds: Any, residual: list[Any]) -> Any:
         args = [self.x, self.weight, relax.const(np.asarray(bias, np.float32)), relax.const(bounds), *residual]

@@ -23,6 +23,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
+from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.staging import Staging
 from tvmflow.schedule.winograd_transforms import POINTS, Transforms
@@ -215,7 +216,7 @@ class _Nest:
 
     def _backward(self, products: Any, v0: Expr) -> None:
         spec, tile, geo, lanes = self.spec, self.tile, self.geo, self.dot.lanes
-        epilogue = tir.ConvEpilogue(spec, self.bias, self.params, lanes, "float32")
+        epilogue = ConvEpilogue(spec, self.bias, self.params, lanes, "float32")
         channels = [T.Bind(tirx.min((v0 + i) * lanes, spec.oc - lanes)) for i in range(tile.nr)]
         biases = [epilogue.bias_at(channel) for channel in channels]
         for patch, line, column in self._each_patch():
