@@ -163,15 +163,19 @@ def test_work_folder_that_can_not_be_written(not_compiled: Refused, network: Pat
     assert "can't write here" in error["what"] and "--work-dir" in error["remedy"]
 
 
-def test_full_disk_leaves_the_old_artifact(network: Path, tmp_path: Path, tvmflow: Any) -> None:
-    """A limit on the size of files stands for the disk: the write of the artifact fails in its middle."""
+@pytest.mark.parametrize(("share", "says"), [(0.3, "too large"), (0.99, "size limit exceeded")])
+def test_full_disk_leaves_the_old_artifact(share: float, says: str, network: Path, tmp_path: Path, tvmflow: Any) -> None:
+    """A limit on the size of files stands for the disk: it is full when code is written, or when all is linked."""
     out = tmp_path / "net.so"
+    command = ("compile", network, "-o", out, "--no-import-check", "--json")
+    assert tvmflow(*command, "--work-dir", "another").returncode == 0
+    room = int(share * out.stat().st_size)
     out.write_bytes(b"the old file")
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, 24_000))
-    ran = tvmflow("compile", network, "-o", out, "--no-import-check", "--json", preexec_fn=limit)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    ran = tvmflow(*command, preexec_fn=limit)
     error = json.loads(ran.stdout)["error"]
     assert ran.returncode == 3, ran.stderr
-    assert "too large" in error["what"] and "Traceback" not in ran.stderr
+    assert says in error["what"] and "Traceback" not in ran.stderr
     assert out.read_bytes() == b"the old file"
     assert [p for p in (tmp_path / ".tvmflow").rglob("*") if p.is_file()] == []
 
