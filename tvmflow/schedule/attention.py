@@ -98,8 +98,7 @@ class _Heads:
             weights = T.alloc_buffer((tile.mr * self.columns,), self.value_dot.a_dtype, scope="global")
             sums = T.alloc_buffer((tile.mr,), "int32", scope="global")
             with T.serial(0, ceil(spec.m / tile.mr)) as block:
-                start = block * tile.mr
-                m0 = T.Bind(tirx.min(start, spec.m - tile.mr) if spec.m % tile.mr else start)
+                m0 = T.Bind(tir.inside(block, tile.mr, spec.m))
                 self._scores(queries, keys, scores, m0, batch)
                 together = next(r for r in range(SIDE_BY_SIDE, 0, -1) if tile.mr % r == 0)
                 with T.serial(0, tile.mr // together) as group:

@@ -259,7 +259,7 @@ class Nest:
         chunks = max(1, min(MOST_CHUNKS, outer * inner // PIPELINE_TILES)) if tile.pipelined else outer
         chunk = ceil(outer / min(chunks, outer))
         with tir.parallel_if(tile.threads, ceil(outer / chunk)) as c:
-            first = self._inside(c, chunk, outer)
+            first = T.Bind(tir.inside(c, chunk, outer))
             self.epilogue = tir.ConvEpilogue(spec, bias, self.params, self.dot.lanes, self.dot.acc_dtype)
             self.packs = Packs(self.params[1], self.dot.lanes, spec.y, spec.residual) if geo.is_packed else None
 
@@ -293,10 +293,10 @@ class Nest:
         geo, tile, spec = self.geo, self.tile, self.spec
         blocks = ceil(geo.vectors / tile.nr)
         group, block = (b // blocks, b % blocks) if spec.groups > 1 else (0, b)
-        v0 = self._inside(block, tile.nr, geo.vectors)
+        v0 = T.Bind(tir.inside(block, tile.nr, geo.vectors))
         image = t // (tiles_h * tiles_w) if spec.n > 1 else 0
-        oh0 = self._inside(t // tiles_w % tiles_h, tile.mh, spec.oh)
-        ow0 = self._inside(t % tiles_w, tile.mw, spec.ow)
+        oh0 = T.Bind(tir.inside(t // tiles_w % tiles_h, tile.mh, spec.oh))
+        ow0 = T.Bind(tir.inside(t % tiles_w, tile.mw, spec.ow))
         corner = image * geo.image + (oh0 * spec.stride[0] * geo.columns + ow0 * spec.stride[1]) * geo.channels
         return _Place(
             tile=t,
@@ -397,16 +397,8 @@ class Nest:
     def _channels(self, group: Expr, v: Expr) -> tuple[Expr, Expr]:
         """First channel of vector ``v`` of a group: its place in the tables of biases and multipliers, and in the output."""
         outputs, lanes = self.geo.outputs, self.dot.lanes
-        start: Expr = v * lanes
-        if outputs % lanes and outputs > lanes:
-            start = tirx.min(start, outputs - lanes)
+        start = tir.inside(v, lanes, outputs)
         return T.Bind(group * max(outputs, lanes) + start), T.Bind(group * outputs + start)
-
-    @staticmethod
-    def _inside(index: Expr, size: int, extent: int) -> Expr:
-        """Start of tile ``index``, moved back where the last one would stick out."""
-        start = index * size
-        return T.Bind(tirx.min(start, extent - size)) if extent % size else T.Bind(start)
 
     @staticmethod
     def _loops(extents: tuple[int, int, int], body: Any) -> None:

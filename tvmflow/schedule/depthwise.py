@@ -83,8 +83,8 @@ def _emit_body(spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, weight: Any,
     columns = spec.w + spec.pad[1] + spec.pad[3]
     bands = ceil(spec.oh / tile.rows)
     with tir.parallel_if(tile.threads, spec.n * bands) as chunk:
-        image, first = (chunk // bands, chunk % bands * tile.rows) if spec.n > 1 else (0, chunk * tile.rows)
-        oh0 = T.Bind(tirx.min(first, spec.oh - tile.rows) if spec.oh % tile.rows else first)
+        image, band = (chunk // bands, chunk % bands) if spec.n > 1 else (0, chunk)
+        oh0 = T.Bind(tir.inside(band, tile.rows, spec.oh))
         source, origin = x, (image * spec.h + oh0 * spec.stride[0]) * columns * spec.ic
         if any(spec.pad):
             zero = epilogue_params[1][0]
@@ -98,8 +98,7 @@ def _emit_body(spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, weight: Any,
             start_at = finish.bias_at(c)
             finish.bind_multiplier(c)
             with T.serial(0, tile.rows) as line, T.serial(0, ceil(spec.ow / tile.mw)) as t:
-                start = t * tile.mw
-                ow0 = T.Bind(tirx.min(start, spec.ow - tile.mw) if spec.ow % tile.mw else start)
+                ow0 = T.Bind(tir.inside(t, tile.mw, spec.ow))
                 base = T.Bind(origin + (line * spec.stride[0] * columns + ow0 * spec.stride[1]) * spec.ic + c)
                 out = T.Bind((((image * spec.oh + oh0 + line) * spec.ow) + ow0) * spec.oc + c)
                 acc = _multiply(spec, tile, dot, source, taps, base, start_at, lanes)

@@ -186,8 +186,7 @@ class _Nest:
                     slot, channel = T.Bind(block.stored + b * block.width), T.Bind(block.first + b * block.width)
                     self._stage_weights(block, slot * (spec.kh * spec.kw))
                     with T.serial(0, count) as period:
-                        start = (first + period) * geo.shared
-                        line = T.Bind(tirx.min(start, spec.oh - geo.shared) if spec.oh % geo.shared else start)
+                        line = T.Bind(tir.inside(first + period, geo.shared, spec.oh))
                         self._stage(block, image, line, channel)
                         with T.serial(0, geo.shared) as row:
                             self._row(block, slot, row, image * spec.oh + line + row, channel)
@@ -291,7 +290,7 @@ class _Nest:
             finish = tir.ConvEpilogue(spec, self.bias, self.params, self._outputs(block), "int32")
             finish.multiplier = self._repeated(self.params[0], slot, block.width, self._outputs(block))
         with T.serial(0, ceil(spec.ow / size)) as t:
-            first = T.Bind(tirx.min(t * size, spec.ow - size) if spec.ow % size else t * size)
+            first = T.Bind(tir.inside(t, size, spec.ow))
             acc = [[tir.register(dot.lanes, "int32") for _ in range(4)] for _ in starts]
             for quarter in range(4):
                 bias = self._quarter(self.bias, block, slot, quarter)

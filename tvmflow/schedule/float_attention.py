@@ -50,7 +50,7 @@ class FloatHeads:
             weights = T.alloc_buffer((mr * self.columns,), "float32", scope="global")
             shares = T.alloc_buffer((mr,), "float32", scope="global")
             with T.serial(0, ceil(spec.m / mr)) as block:
-                m0 = T.Bind(tirx.min(block * mr, spec.m - mr) if spec.m % mr else block * mr)
+                m0 = T.Bind(tir.inside(block, mr, spec.m))
                 self._scores(queries, keys, weights, m0, batch)
                 together = next(r for r in range(SIDE_BY_SIDE, 0, -1) if mr % r == 0)
                 with T.serial(0, mr // together) as group:

@@ -49,8 +49,7 @@ class Panels:
 
     def first_column(self, vector: Expr) -> Expr:
         """The last vector is moved back inside where it would stick out."""
-        lanes = self.dot.lanes
-        return tirx.min(vector * lanes, self.columns - lanes) if self.columns % lanes else vector * lanes
+        return tir.inside(vector, self.dot.lanes, self.columns)
 
     def pack_rows(self, k: Any, batch: Expr, head: Expr, factor: Expr = 0) -> None:
         """Columns are the rows of ``k``; columns beyond the last key repeat it."""
@@ -116,7 +115,7 @@ class Panels:
         """``store(row, vector, accumulators)`` for ``mr`` rows of ``a`` from element ``first`` on and every vector of columns."""
         dot, everything, size = self.dot, tir.at(0, self.dot.lanes), self.dot.lanes * self.dot.group
         with T.serial(0, ceil(self.vectors / nr)) as block:
-            v0 = T.Bind(tirx.min(block * nr, self.vectors - nr) if self.vectors % nr else block * nr)
+            v0 = T.Bind(tir.inside(block, nr, self.vectors))
             starts = [self._start(v0 + i) for i in range(nr)]
             acc = [[tir.register(dot.lanes, dot.acc_dtype) for _ in range(nr)] for _ in range(mr)]
             for row in acc:

@@ -41,6 +41,12 @@ def at(start: Expr, lanes: int) -> Expr:
     return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
 
 
+def inside(index: Expr, size: int, extent: int) -> Expr:
+    """Start of tile ``index``, moved back where the last one would stick out; what is smaller than a tile has one, from 0 on."""
+    start = index * size
+    return tirx.min(start, extent - size) if extent > size and extent % size else start
+
+
 def flat(buffer: Any) -> Any:
     """One-dimensional view of a parameter."""
     size = 1
