@@ -100,9 +100,7 @@ class _Heads:
             with T.serial(0, ceil(spec.m / tile.mr)) as block:
                 m0 = T.Bind(tir.inside(block, tile.mr, spec.m))
                 self._scores(queries, keys, scores, m0, batch)
-                together = next(r for r in range(SIDE_BY_SIDE, 0, -1) if tile.mr % r == 0)
-                with T.serial(0, tile.mr // together) as group:
-                    self._softmax(scores, weights, sums, [group * together + r for r in range(together)])
+                tir.side_by_side(tile.mr, SIDE_BY_SIDE, lambda rows: self._softmax(scores, weights, sums, rows))
                 self._weighted_values(weights, values, sums, m0, batch, head)
 
     def _convert_mask(self, mask: Any) -> None:

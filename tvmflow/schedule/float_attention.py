@@ -52,9 +52,7 @@ class FloatHeads:
             with T.serial(0, ceil(spec.m / mr)) as block:
                 m0 = T.Bind(tir.inside(block, mr, spec.m))
                 self._scores(queries, keys, weights, m0, batch)
-                together = next(r for r in range(SIDE_BY_SIDE, 0, -1) if mr % r == 0)
-                with T.serial(0, mr // together) as group:
-                    self._softmax(weights, shares, [group * together + r for r in range(together)])
+                tir.side_by_side(mr, SIDE_BY_SIDE, lambda rows: self._softmax(weights, shares, rows))
                 self._weighted_values(weights, values, shares, m0, batch, head)
 
     def _convert_mask(self, mask: Any) -> None:

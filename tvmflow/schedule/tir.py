@@ -86,6 +86,13 @@ def parallel_if(condition: bool, extent: int) -> AbstractContextManager[Any]:
     return T.parallel(0, extent) if condition and extent > 1 else T.serial(0, extent)
 
 
+def side_by_side(rows: int, most: int, body: Callable[[list[Expr]], None], threads: bool = False) -> None:
+    """``body`` of up to ``most`` rows at a time, always as many: while one waits for its result, the next computes."""
+    together = next(count for count in range(most, 0, -1) if rows % count == 0)
+    with parallel_if(threads, rows // together) as group:
+        body([group * together + row for row in range(together)])
+
+
 def prefetch(buffer: Any, index: Expr) -> None:
     """Asks for the cache line of an element; it is on its way to the second-level cache while other work goes on."""
     intrinsic = T.llvm_lookup_intrinsic_id("llvm.prefetch.p0")
