@@ -1,8 +1,10 @@
-"""What the attention kernels of all types share: queries copied one row after the other, keys and values packed for products."""
+"""What the attention kernels of all types share: queries copied one row after the other, keys and values packed for products,
+and the mask as it is added to scores."""
 
 from __future__ import annotations
 
-from math import ceil
+from collections.abc import Callable
+from math import ceil, prod
 from typing import Any
 
 from tvm import tirx
@@ -35,6 +37,35 @@ def copy_queries(spec: Attention, dot: Dot, q: Any, batch: Expr, head: Expr) -> 
 
         tir.for_each_run(spec.d, 64, copy)
     return queries
+
+
+class Mask:
+    """What is added to scores, ``[rows, columns]``: ``convert`` of the mask, 0 without one; ``nowhere`` beyond the last key."""
+
+    def __init__(
+        self, spec: Attention, dot: Dot, columns: int, mask: Any, nowhere: float, convert: Callable[[Expr, int], Expr]
+    ) -> None:
+        self.spec, self.columns, self.lanes = spec, columns, dot.lanes
+        lanes, dtype = dot.lanes, dot.acc_dtype
+        rows = prod(spec.mask) if spec.mask else 1
+        self.table = T.alloc_buffer((rows * columns,), dtype, scope="global")
+        with T.serial(0, rows) as row:
+            for start in range(spec.n // lanes * lanes, columns, lanes):
+                T.buffer_store(self.table, tir.splat(tir.const(nowhere, dtype), lanes), [tir.at(row * columns + start, lanes)])
+
+            def fill(o: Expr, n: int) -> None:
+                value = tir.splat(tir.const(0, dtype), n)
+                if mask is not None:
+                    value = convert(mask[tir.at(row * spec.n + o, n)], n)
+                T.buffer_store(self.table, value, [tir.at(row * columns + o, n)])
+
+            tir.for_each_run(spec.n, lanes, fill)
+
+    def vector(self, batch: Expr, query: Expr, column: Expr) -> Expr:
+        """What is added to the scores of ``lanes`` keys from ``column`` on."""
+        batches, queries = self.spec.mask or (1, 1)
+        row = (batch if batches > 1 else 0) * queries + (query if queries > 1 else 0)
+        return self.table[tir.at(row * self.columns + column, self.lanes)]
 
 
 class Panels:
