@@ -21,7 +21,7 @@ from tvmflow.kernels.spec import Attention
 from tvmflow.schedule import tir
 from tvmflow.schedule.float_attention import FloatHeads
 from tvmflow.schedule.intrinsics import BY_NAME
-from tvmflow.schedule.panels import SIDE_BY_SIDE, Mask, Panels, copy_queries, narrowest_above, signed_shift
+from tvmflow.schedule.panels import SIDE_BY_SIDE, Mask, Panels, copy_queries, signed_shift, widest_within
 
 Expr = Any
 NOWHERE = -(1 << 28)
@@ -78,7 +78,7 @@ class _Heads:
 
     def __init__(self, spec: Attention, tile: AttentionTile) -> None:
         self.spec, self.tile, self.dot = spec, tile, BY_NAME[tile.dot]
-        self.value_dot = narrowest_above(self.dot, spec.dv)
+        self.value_dot = widest_within(self.dot, spec.dv)
         size = self.dot.lanes * self.dot.group
         self.columns = ceil(spec.n / size) * size
         """Keys, filled up to whole vectors of groups."""

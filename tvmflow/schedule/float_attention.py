@@ -17,7 +17,7 @@ from tvmflow.kernels.spec import Attention
 from tvmflow.schedule import tir
 from tvmflow.schedule.float_islands import add, reduce_rows
 from tvmflow.schedule.intrinsics import BY_NAME
-from tvmflow.schedule.panels import SIDE_BY_SIDE, Mask, Panels, copy_queries, narrowest_above
+from tvmflow.schedule.panels import SIDE_BY_SIDE, Mask, Panels, copy_queries, widest_within
 from tvmflow.schedule.transcendental import Vector
 
 Expr = Any
@@ -32,7 +32,7 @@ class FloatHeads:
 
     def __init__(self, spec: Attention, dot: str, mr: int, nr: int, threads: bool) -> None:
         self.spec, self.dot, self.mr, self.nr, self.threads = spec, BY_NAME[dot], mr, nr, threads
-        self.value_dot = narrowest_above(self.dot, spec.dv)
+        self.value_dot = widest_within(self.dot, spec.dv)
         self.columns = ceil(spec.n / self.dot.lanes) * self.dot.lanes
         """Keys, filled up to whole vectors."""
 

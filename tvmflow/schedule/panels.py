@@ -163,7 +163,7 @@ class Panels:
                     store(r, v0 + i, acc[r][i][everything])
 
 
-def narrowest_above(dot: Dot, columns: int) -> Dot:
+def widest_within(dot: Dot, columns: int) -> Dot:
     """``dot``, or a narrower row of its family where it has more lanes than there are columns."""
     while dot.narrower and dot.lanes > columns:
         dot = BY_NAME[dot.narrower]
