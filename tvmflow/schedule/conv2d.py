@@ -21,6 +21,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
+from tvmflow.schedule.constants import fold_zero_point, pad_groups
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.packs import Cell, Emission, Packs, finish, store
 from tvmflow.schedule.staging import Staging
@@ -182,8 +183,7 @@ def pack(spec: Conv2d, tile: ConvTile, consts: list[Array]) -> list[Array]:
     dot, lanes = geo.dot, geo.dot.lanes
     weight, bias = consts[0], consts[1]
     if spec.is_integer:
-        total = weight.reshape(spec.oc, -1).sum(axis=1, dtype=np.int64)
-        bias = (bias.astype(np.int64) - int(consts[3][0]) * total).astype(np.int32)
+        bias = fold_zero_point(weight, bias, consts[3])
     grouped = weight.reshape(spec.groups, geo.outputs, spec.kh, spec.kw, geo.per_group)
     if spec.nchw:
         grouped = grouped.swapaxes(3, 4)
@@ -198,13 +198,8 @@ def pack(spec: Conv2d, tile: ConvTile, consts: list[Array]) -> list[Array]:
     packed = np.pad(packed, (0, geo.weights - packed.size))
     per_channel = [bias, consts[2]] if spec.is_integer else [bias]
     if geo.outputs < lanes:  # the loads of bias and multiplier are whole vectors
-        per_channel = [_pad_groups(a, spec.groups, lanes) for a in per_channel]
+        per_channel = [pad_groups(a, spec.groups, lanes) for a in per_channel]
     return [packed, *per_channel, *consts[len(per_channel) + 1 :]]
-
-
-def _pad_groups(values: Array, groups: int, lanes: int) -> Array:
-    rows = values.reshape(groups, -1)
-    return np.pad(rows, ((0, 0), (0, lanes - rows.shape[1]))).reshape(-1)
 
 
 def params(spec: Conv2d, tile: ConvTile) -> tir.Params:

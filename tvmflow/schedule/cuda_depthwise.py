@@ -19,7 +19,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import cuda, tir
-from tvmflow.schedule.cuda_conv2d import fold_zero_point, pad_groups
+from tvmflow.schedule.constants import fold_zero_point, pad_groups
 from tvmflow.target import Cuda
 
 Array = NDArray[Any]
@@ -65,7 +65,7 @@ def pack(spec: Conv2d, _tile: CudaDepthwiseTile, consts: list[Array]) -> list[Ar
     lanes = _lanes(spec)
     weight, bias = consts[0], consts[1]
     if spec.is_integer:
-        bias = fold_zero_point(spec, weight, bias, int(consts[3][0]))
+        bias = fold_zero_point(weight, bias, consts[3])
     size = ceil(spec.oc / lanes) * lanes
     taps = np.pad(weight.reshape(spec.oc, -1).T, ((0, 0), (0, size - spec.oc)))
     if spec.is_integer:

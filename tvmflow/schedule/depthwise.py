@@ -17,6 +17,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
+from tvmflow.schedule.constants import fold_zero_point
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.staging import Staging
 
@@ -67,8 +68,7 @@ def estimate(spec: Conv2d, tile: DepthwiseTile, l1d_kib: int) -> float:
 def pack(spec: Conv2d, tile: DepthwiseTile, consts: list[Array]) -> list[Array]:
     """Weights as ``[kh, kw, channels]``; the input's zero point moves into the bias."""
     weight = consts[0].reshape(spec.oc, spec.kh, spec.kw)
-    bias = (consts[1].astype(np.int64) - int(consts[3][0]) * weight.sum(axis=(1, 2), dtype=np.int64)).astype(np.int32)
-    return [np.ascontiguousarray(weight.transpose(1, 2, 0)), bias, *consts[2:]]
+    return [np.ascontiguousarray(weight.transpose(1, 2, 0)), fold_zero_point(weight, consts[1], consts[3]), *consts[2:]]
 
 
 def emit(spec: Conv2d, tile: DepthwiseTile, name: str) -> tirx.PrimFunc:
