@@ -53,11 +53,6 @@ def estimate(spec: Conv2d, tile: GemmTile, device: Cuda) -> float:
     return cuda_gemm.estimate(tile, geo.pixels, geo.outputs, geo.length, spec.groups, device)
 
 
-def default_tile(spec: Conv2d, device: Cuda) -> GemmTile:
-    """The best tile by the model."""
-    return min(space(spec), key=lambda tile: estimate(spec, tile, device))
-
-
 def pack(spec: Conv2d, tile: GemmTile, consts: list[Array]) -> list[Array]:
     """Compile-time constants as the kernel wants them.
 

@@ -55,11 +55,6 @@ def estimate(spec: Conv2d, tile: CudaDepthwiseTile, device: Cuda) -> float:
     return max(warps * work / 4, 500.0 + 150 * spec.kh + work)
 
 
-def default_tile(spec: Conv2d, device: Cuda) -> CudaDepthwiseTile:
-    """The best tile by the model."""
-    return min(space(spec), key=lambda tile: estimate(spec, tile, device))
-
-
 def pack(spec: Conv2d, _tile: CudaDepthwiseTile, consts: list[Array]) -> list[Array]:
     """Weights as ``[kh * kw, channels]`` words: float32, or int8 in the byte of the channel's place in its word."""
     lanes = _lanes(spec)
