@@ -323,7 +323,7 @@ class Nest:
                     between()
 
         if beside is None:
-            self._loops((spec.kh, geo.taps, geo.steps), step)
+            tir.loops((spec.kh, geo.taps, geo.steps), step)
             return
         each = ceil(self._store_size / (geo.steps * len(acc)))
         straight = min(geo.steps, ceil(self._store_size / (each * len(acc))))
@@ -394,18 +394,3 @@ class Nest:
         outputs, lanes = self.geo.outputs, self.dot.lanes
         start = tir.inside(v, lanes, outputs)
         return T.Bind(group * max(outputs, lanes) + start), T.Bind(group * outputs + start)
-
-    @staticmethod
-    def _loops(extents: tuple[int, int, int], body: Any) -> None:
-        """Three nested serial loops, those of one turn left out."""
-
-        def level(done: list[Expr]) -> None:
-            if len(done) == 3:
-                body(*done)
-            elif extents[len(done)] == 1:
-                level([*done, 0])
-            else:
-                with T.serial(0, extents[len(done)]) as i:
-                    level([*done, i])
-
-        level([])

@@ -6,7 +6,7 @@ constant-indexed buffers become registers in LLVM (scope ``local`` or one large 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -84,6 +84,21 @@ def register(lanes: int, dtype: str) -> Any:
 def parallel_if(condition: bool, extent: int) -> AbstractContextManager[Any]:
     """A loop that threads share when it is worth waking them."""
     return T.parallel(0, extent) if condition and extent > 1 else T.serial(0, extent)
+
+
+def loops(extents: Sequence[int], body: Callable[..., None]) -> None:
+    """``body(*indices)`` in nested serial loops, those of one turn left out."""
+
+    def level(done: list[Expr]) -> None:
+        if len(done) == len(extents):
+            body(*done)
+        elif extents[len(done)] == 1:
+            level([*done, 0])
+        else:
+            with T.serial(0, extents[len(done)]) as i:
+                level([*done, i])
+
+    level([])
 
 
 def side_by_side(rows: int, most: int, body: Callable[[list[Expr]], None], threads: bool = False) -> None:
