@@ -202,7 +202,7 @@ class _Heads:
             value = requantize(acc + tir.splat(sums[row], dot.lanes), by)
             T.buffer_store(self.y, value, [tir.at(index, dot.lanes)])
 
-        values.product(weights, tir.const(0, "int32"), tile.mr, min(values.vectors, tile.nr), store)
+        values.product(weights, tir.const(0, "int32"), tile.mr, tile.nr, store)
 
 
 def _rounded(value: Expr, lanes: int) -> Expr:

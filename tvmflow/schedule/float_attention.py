@@ -93,7 +93,7 @@ class FloatHeads:
             index = ((batch * spec.m + m0 + row) * spec.heads + head) * spec.dv + values.first_column(vector)
             T.buffer_store(self.y, acc * tir.splat(shares[row], lanes), [tir.at(index, lanes)])
 
-        values.product(weights, tir.const(0, "int32"), self.mr, min(values.vectors, self.nr), store)
+        values.product(weights, tir.const(0, "int32"), self.mr, self.nr, store)
 
 
 def _mask_exponents(mask: Expr, lanes: int) -> Expr:

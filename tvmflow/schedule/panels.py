@@ -143,8 +143,10 @@ class Panels:
         return tir.splat(tir.const(0, dot.acc_dtype), dot.lanes)
 
     def product(self, a: Any, first: Expr, mr: int, nr: int, store: Any) -> None:
-        """``store(row, vector, accumulators)`` for ``mr`` rows of ``a`` from element ``first`` on and every vector of columns."""
+        """``store(row, vector, accumulators)`` for ``mr`` rows of ``a`` from element ``first`` on and every vector of columns,
+        up to ``nr`` of them at a time."""
         dot, everything, size = self.dot, tir.at(0, self.dot.lanes), self.dot.lanes * self.dot.group
+        nr = min(nr, self.vectors)
         with T.serial(0, ceil(self.vectors / nr)) as block:
             v0 = T.Bind(tir.inside(block, nr, self.vectors))
             starts = [self._start(v0 + i) for i in range(nr)]
