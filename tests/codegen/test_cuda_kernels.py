@@ -209,8 +209,8 @@ def test_every_kernel_has_a_template_on_cuda_and_only_there() -> None:
 
 def test_default_tiles_fill_the_machine() -> None:
     """Large layers get large tiles, layers with few outputs are split along the reduction."""
-    large = cuda_conv2d.default_tile(Conv2d(32, 56, 56, 64, 256, **INT8), TARGET.cuda)
-    few = cuda_conv2d.default_tile(Conv2d(1, 7, 7, 2048, 512, **INT8), TARGET.cuda)
+    layers = Conv2d(32, 56, 56, 64, 256, **INT8), Conv2d(1, 7, 7, 2048, 512, **INT8)
+    large, few = (template_for(layer, TARGET).default(layer, TARGET) for layer in layers)
     assert large.bm * large.bn > few.bm * few.bn
     assert few.slices > 1
     for tile in (large, few):

@@ -4,8 +4,8 @@ A process of its own, ``python relay.py HOST PORT SECONDS``, because TVM's clien
 (freeing a remote tensor does), where no thread of the same process could interrupt it. Standard library only, no imports of
 tvmflow: it starts in milliseconds.
 
-Standard output: the local port, then, when it ends, the reason: ``silent SECONDS``, ``closed`` (by the
-board) or ``left`` (by us).
+Standard output: the local port, then, when it ends, the reason: ``silent SECONDS``, ``closed`` (by the board), after which come
+the session's last words if it said any, or ``left`` (by us).
 Standard input: ``busy SECONDS`` before a call that may take that long without a byte from the board, ``idle`` after it; at
 its end (the parent closed it or died) the relay ends too.
 """
@@ -13,6 +13,7 @@ its end (the parent closed it or died) the relay ends too.
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import sys
@@ -20,6 +21,7 @@ import time
 
 _CHUNK = 1 << 18
 _MAX_PENDING = 1 << 20
+_LAST_WORDS = 1024
 _LAST_WORDS_SECONDS = 0.5
 
 
@@ -30,7 +32,7 @@ def relay(client: socket.socket, board: socket.socket, control: int, patience: f
         side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer: dict[socket.socket, socket.socket] = {client: board, board: client}
     pending = {client: bytearray(), board: bytearray()}
-    commands = b""
+    commands = heard = b""
     busy: float | None = None
     asked = False
     progress = time.monotonic()
@@ -57,10 +59,12 @@ def relay(client: socket.socket, board: socket.socket, control: int, patience: f
                 if side in ready:
                     data = side.recv(_CHUNK)
                     if not data and side is board:
-                        _last_words(pending[client], client)
-                        return "closed"
+                        _pass_on(pending[client], client)
+                        return _closed(heard)
                     if not data:
                         return "left"
+                    if side is board:
+                        heard = (heard + data)[-_LAST_WORDS:]
                     pending[peer[side]] += data
                     asked, progress = side is client, time.monotonic()
                 if side in free:
@@ -69,14 +73,20 @@ def relay(client: socket.socket, board: socket.socket, control: int, patience: f
             except BlockingIOError:
                 continue
             except OSError:
-                return "left" if side is client else "closed"
+                return "left" if side is client else _closed(heard)
 
 
-def _last_words(data: bytearray, client: socket.socket) -> None:
+def _closed(heard: bytes) -> str:
     """The reason for which a board ends a session comes right before it closes.
 
-    To close with requests of the client unread would reset its connection and take the reason with it.
+    TVM raises it in the call that waits, but drops it where that call frees a remote object: those must not fail.
     """
+    told = re.findall(rb"the session [ -~]+", heard)
+    return f"closed {told[-1].decode()}" if told else "closed"
+
+
+def _pass_on(data: bytearray, client: socket.socket) -> None:
+    """Sends what is left. To close with requests of the client unread would reset its connection and take that with it."""
     deadline = time.monotonic() + _LAST_WORDS_SECONDS
     client.settimeout(_LAST_WORDS_SECONDS)
     try:

@@ -76,7 +76,7 @@ class _Relay:
             return  # it has ended already; ``ended`` tells why
 
     def ended(self, wait: float) -> str:
-        """Why the relay ended: ``silent SECONDS``, ``closed``, ``left``; empty while it lives."""
+        """Why the relay ended: ``silent SECONDS``, ``closed`` and the session's last words, ``left``; empty while it lives."""
         try:
             self._process.wait(wait)
         except subprocess.TimeoutExpired:
@@ -152,7 +152,7 @@ class RemoteBoard:
                 where=self.name,
                 remedy=f"`tvmflow board check {self.name}`; a reboot frees a frozen board",
             )
-        told = re.search(r"the session (was .*|reached .*|failed .*|ended with .*)", str(error))
+        told = re.search(r"the session (was .*|reached .*|failed .*|ended with .*)", f"{error}\n{ended}")
         if told:
             self._lost = f"it {told[1].strip()}"
             remedy = "the artifact uses instructions that this CPU lacks" if "SIGILL" in told[1] else "see the server's log"

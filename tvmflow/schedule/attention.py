@@ -21,7 +21,7 @@ from tvmflow.kernels.spec import Attention
 from tvmflow.schedule import tir
 from tvmflow.schedule.float_attention import FloatHeads
 from tvmflow.schedule.intrinsics import BY_NAME
-from tvmflow.schedule.panels import SIDE_BY_SIDE, Panels, copy_queries, narrowest_above, signed_shift
+from tvmflow.schedule.panels import SIDE_BY_SIDE, Mask, Panels, copy_queries, signed_shift, widest_within
 
 Expr = Any
 NOWHERE = -(1 << 28)
@@ -78,7 +78,7 @@ class _Heads:
 
     def __init__(self, spec: Attention, tile: AttentionTile) -> None:
         self.spec, self.tile, self.dot = spec, tile, BY_NAME[tile.dot]
-        self.value_dot = narrowest_above(self.dot, spec.dv)
+        self.value_dot = widest_within(self.dot, spec.dv)
         size = self.dot.lanes * self.dot.group
         self.columns = ceil(spec.n / size) * size
         """Keys, filled up to whole vectors of groups."""
@@ -86,7 +86,8 @@ class _Heads:
     def emit(self, q: Any, k: Any, v: Any, multiplier: Any, quant: Any, *rest: Any) -> None:
         spec, tile = self.spec, self.tile
         self.y, self.multiplier, self.quant = rest[-1], multiplier, quant
-        self._convert_mask(rest[0] if spec.mask else None)
+        mask = rest[0] if spec.mask else None
+        self.mask = Mask(spec, self.dot, self.columns, mask, NOWHERE, _mask_steps)
         with tir.parallel_if(tile.threads, spec.batch * spec.heads) as t:
             batch, head = T.Bind(t // spec.heads), T.Bind(t % spec.heads)
             queries = copy_queries(spec, self.dot, q, batch, head)
@@ -98,35 +99,10 @@ class _Heads:
             weights = T.alloc_buffer((tile.mr * self.columns,), self.value_dot.a_dtype, scope="global")
             sums = T.alloc_buffer((tile.mr,), "int32", scope="global")
             with T.serial(0, ceil(spec.m / tile.mr)) as block:
-                start = block * tile.mr
-                m0 = T.Bind(tirx.min(start, spec.m - tile.mr) if spec.m % tile.mr else start)
+                m0 = T.Bind(tir.inside(block, tile.mr, spec.m))
                 self._scores(queries, keys, scores, m0, batch)
-                together = next(r for r in range(SIDE_BY_SIDE, 0, -1) if tile.mr % r == 0)
-                with T.serial(0, tile.mr // together) as group:
-                    self._softmax(scores, weights, sums, [group * together + r for r in range(together)])
+                tir.side_by_side(tile.mr, SIDE_BY_SIDE, lambda rows: self._softmax(scores, weights, sums, rows))
                 self._weighted_values(weights, values, sums, m0, batch, head)
-
-    def _convert_mask(self, mask: Any) -> None:
-        """The mask in steps of a score, with columns that fill up the last vector out of reach. 0 without a mask."""
-        spec, lanes = self.spec, self.dot.lanes
-        rows = spec.mask[0] * spec.mask[1] if spec.mask else 1
-        self.mask = T.alloc_buffer((rows * self.columns,), "int32", scope="global")
-        with T.serial(0, rows) as row:
-            for start in range(spec.n // lanes * lanes, self.columns, lanes):
-                T.buffer_store(
-                    self.mask, tir.splat(tir.const(NOWHERE, "int32"), lanes), [tir.at(row * self.columns + start, lanes)]
-                )
-
-            def convert(o: Expr, n: int) -> None:
-                value = tir.splat(tir.const(0, "int32"), n)
-                if mask is not None:
-                    factor = tir.splat(tir.const(MASK_STEPS, "float32"), n)
-                    value = _rounded(mask[tir.at(row * spec.n + o, n)] * factor, n) - tir.splat(
-                        tir.const(tir.Requantizer.MAGIC_BITS, "int32"), n
-                    )
-                T.buffer_store(self.mask, value, [tir.at(row * self.columns + o, n)])
-
-            tir.for_each_run(spec.n, lanes, convert)
 
     def _scores(self, queries: Any, keys: Panels, scores: Any, m0: Expr, batch: Expr) -> None:
         """Scores in steps of ``2**-FRACTION_BITS`` in the exponent of 2, mask included, up to a constant."""
@@ -136,10 +112,7 @@ class _Heads:
         def store(row: int, vector: Expr, acc: Expr) -> None:
             # the bits of the magic number are left in: a constant in a row is as good as none
             steps = _rounded(acc.astype(tir.lanes_of("float32", lanes)) * by, lanes)
-            line = 0
-            if spec.mask:
-                line = (batch if spec.mask[0] > 1 else 0) * spec.mask[1] + (m0 + row if spec.mask[1] > 1 else 0)
-            mask = self.mask[tir.at(line * self.columns + vector * lanes, lanes)]
+            mask = self.mask.vector(batch, m0 + row, vector * lanes)
             T.buffer_store(scores, steps + mask, [tir.at(row * self.columns + vector * lanes, lanes)])
 
         keys.product(queries, m0 * spec.d, tile.mr, tile.nr, store)
@@ -229,13 +202,19 @@ class _Heads:
             value = requantize(acc + tir.splat(sums[row], dot.lanes), by)
             T.buffer_store(self.y, value, [tir.at(index, dot.lanes)])
 
-        values.product(weights, tir.const(0, "int32"), tile.mr, min(values.vectors, tile.nr), store)
+        values.product(weights, tir.const(0, "int32"), tile.mr, tile.nr, store)
 
 
 def _rounded(value: Expr, lanes: int) -> Expr:
     """``rint`` of a score, plus the bits of the magic number of tir.Requantizer."""
     limit, magic = (tir.splat(tir.const(v, "float32"), lanes) for v in (float(SCORE_LIMIT), tir.Requantizer.MAGIC))
     return tirx.reinterpret(tir.lanes_of("int32", lanes), tir.clip(value, -limit, limit) + magic)
+
+
+def _mask_steps(mask: Expr, lanes: int) -> Expr:
+    """Elements of the mask in steps of a score."""
+    steps = _rounded(mask * tir.splat(tir.const(MASK_STEPS, "float32"), lanes), lanes)
+    return steps - tir.splat(tir.const(tir.Requantizer.MAGIC_BITS, "int32"), lanes)
 
 
 def _across(how: str, vector: Expr) -> Expr:

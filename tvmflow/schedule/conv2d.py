@@ -21,6 +21,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
+from tvmflow.schedule.constants import fold_zero_point, pad_groups
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.packs import Cell, Emission, Packs, finish, store
@@ -183,8 +184,7 @@ def pack(spec: Conv2d, tile: ConvTile, consts: list[Array]) -> list[Array]:
     dot, lanes = geo.dot, geo.dot.lanes
     weight, bias = consts[0], consts[1]
     if spec.is_integer:
-        total = weight.reshape(spec.oc, -1).sum(axis=1, dtype=np.int64)
-        bias = (bias.astype(np.int64) - int(consts[3][0]) * total).astype(np.int32)
+        bias = fold_zero_point(weight, bias, consts[3])
     grouped = weight.reshape(spec.groups, geo.outputs, spec.kh, spec.kw, geo.per_group)
     if spec.nchw:
         grouped = grouped.swapaxes(3, 4)
@@ -199,13 +199,8 @@ def pack(spec: Conv2d, tile: ConvTile, consts: list[Array]) -> list[Array]:
     packed = np.pad(packed, (0, geo.weights - packed.size))
     per_channel = [bias, consts[2]] if spec.is_integer else [bias]
     if geo.outputs < lanes:  # the loads of bias and multiplier are whole vectors
-        per_channel = [_pad_groups(a, spec.groups, lanes) for a in per_channel]
+        per_channel = [pad_groups(a, spec.groups, lanes) for a in per_channel]
     return [packed, *per_channel, *consts[len(per_channel) + 1 :]]
-
-
-def _pad_groups(values: Array, groups: int, lanes: int) -> Array:
-    rows = values.reshape(groups, -1)
-    return np.pad(rows, ((0, 0), (0, lanes - rows.shape[1]))).reshape(-1)
 
 
 def params(spec: Conv2d, tile: ConvTile) -> tir.Params:
@@ -260,7 +255,7 @@ class Nest:
         chunks = max(1, min(MOST_CHUNKS, outer * inner // PIPELINE_TILES)) if tile.pipelined else outer
         chunk = ceil(outer / min(chunks, outer))
         with tir.parallel_if(tile.threads, ceil(outer / chunk)) as c:
-            first = self._inside(c, chunk, outer)
+            first = T.Bind(tir.inside(c, chunk, outer))
             self.epilogue = ConvEpilogue(spec, bias, self.params, self.dot.lanes, self.dot.acc_dtype)
             self.packs = Packs(self.params[1], self.dot.lanes, spec.y, spec.residual) if geo.is_packed else None
 
@@ -294,10 +289,10 @@ class Nest:
         geo, tile, spec = self.geo, self.tile, self.spec
         blocks = ceil(geo.vectors / tile.nr)
         group, block = (b // blocks, b % blocks) if spec.groups > 1 else (0, b)
-        v0 = self._inside(block, tile.nr, geo.vectors)
+        v0 = T.Bind(tir.inside(block, tile.nr, geo.vectors))
         image = t // (tiles_h * tiles_w) if spec.n > 1 else 0
-        oh0 = self._inside(t // tiles_w % tiles_h, tile.mh, spec.oh)
-        ow0 = self._inside(t % tiles_w, tile.mw, spec.ow)
+        oh0 = T.Bind(tir.inside(t // tiles_w % tiles_h, tile.mh, spec.oh))
+        ow0 = T.Bind(tir.inside(t % tiles_w, tile.mw, spec.ow))
         corner = image * geo.image + (oh0 * spec.stride[0] * geo.columns + ow0 * spec.stride[1]) * geo.channels
         return _Place(
             tile=t,
@@ -329,7 +324,7 @@ class Nest:
                     between()
 
         if beside is None:
-            self._loops((spec.kh, geo.taps, geo.steps), step)
+            tir.loops((spec.kh, geo.taps, geo.steps), step)
             return
         each = ceil(self._store_size / (geo.steps * len(acc)))
         straight = min(geo.steps, ceil(self._store_size / (each * len(acc))))
@@ -398,28 +393,5 @@ class Nest:
     def _channels(self, group: Expr, v: Expr) -> tuple[Expr, Expr]:
         """First channel of vector ``v`` of a group: its place in the tables of biases and multipliers, and in the output."""
         outputs, lanes = self.geo.outputs, self.dot.lanes
-        start: Expr = v * lanes
-        if outputs % lanes and outputs > lanes:
-            start = tirx.min(start, outputs - lanes)
+        start = tir.inside(v, lanes, outputs)
         return T.Bind(group * max(outputs, lanes) + start), T.Bind(group * outputs + start)
-
-    @staticmethod
-    def _inside(index: Expr, size: int, extent: int) -> Expr:
-        """Start of tile ``index``, moved back where the last one would stick out."""
-        start = index * size
-        return T.Bind(tirx.min(start, extent - size)) if extent % size else T.Bind(start)
-
-    @staticmethod
-    def _loops(extents: tuple[int, int, int], body: Any) -> None:
-        """Three nested serial loops, those of one turn left out."""
-
-        def level(done: list[Expr]) -> None:
-            if len(done) == 3:
-                body(*done)
-            elif extents[len(done)] == 1:
-                level([*done, 0])
-            else:
-                with T.serial(0, extents[len(done)]) as i:
-                    level([*done, i])
-
-        level([])

@@ -17,6 +17,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import cuda, cuda_gemm, tir
+from tvmflow.schedule.constants import fold_zero_point, pad_groups
 from tvmflow.schedule.cuda_gemm import BlockGemm, GemmTile, Operand
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.target import Cuda
@@ -53,11 +54,6 @@ def estimate(spec: Conv2d, tile: GemmTile, device: Cuda) -> float:
     return cuda_gemm.estimate(tile, geo.pixels, geo.outputs, geo.length, spec.groups, device)
 
 
-def default_tile(spec: Conv2d, device: Cuda) -> GemmTile:
-    """The best tile by the model."""
-    return min(space(spec), key=lambda tile: estimate(spec, tile, device))
-
-
 def pack(spec: Conv2d, tile: GemmTile, consts: list[Array]) -> list[Array]:
     """Compile-time constants as the kernel wants them.
 
@@ -67,7 +63,7 @@ def pack(spec: Conv2d, tile: GemmTile, consts: list[Array]) -> list[Array]:
     geo = Geometry(spec)
     weight, bias = consts[0], consts[1]
     if spec.is_integer:
-        bias = fold_zero_point(spec, weight, bias, int(consts[3][0]))
+        bias = fold_zero_point(weight, bias, consts[3])
     blocks, length = ceil(geo.outputs / tile.bn), ceil(geo.length / tile.depth) * tile.depth
     taps = weight.reshape(spec.groups, geo.outputs, spec.kh * spec.kw, geo.per_group)
     taps = np.pad(taps, ((0, 0), (0, blocks * tile.bn - geo.outputs), (0, 0), (0, geo.steps * geo.group - geo.per_group)))
@@ -78,21 +74,9 @@ def pack(spec: Conv2d, tile: GemmTile, consts: list[Array]) -> list[Array]:
     return [np.ascontiguousarray(packed), *padded, *consts[len(per_channel) + 1 :]]
 
 
-def fold_zero_point(spec: Conv2d, weight: Array, bias: Array, zero: int) -> Array:
-    """Bias less what the input's zero point adds to every output, padding included."""
-    total = weight.reshape(spec.oc, -1).sum(axis=1, dtype=np.int64)
-    return (bias.astype(np.int64) - zero * total).astype(np.int32)
-
-
 def as_words(values: Array) -> Array:
     """int8 ``[..., 4 n]`` as little-endian int32 ``[..., n]``; float32 as it is."""
     return np.ascontiguousarray(values).view("<i4") if values.dtype == np.int8 else values
-
-
-def pad_groups(values: Array, groups: int, size: int) -> Array:
-    """Per-channel values with each group's filled up with zeros to ``size``."""
-    rows = values.reshape(groups, -1)
-    return np.pad(rows, ((0, 0), (0, size - rows.shape[1]))).reshape(-1)
 
 
 def emit(spec: Conv2d, tile: GemmTile, name: str) -> tirx.PrimFunc:

@@ -19,7 +19,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import cuda, tir
-from tvmflow.schedule.cuda_conv2d import fold_zero_point, pad_groups
+from tvmflow.schedule.constants import fold_zero_point, pad_groups
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.target import Cuda
 
@@ -56,17 +56,12 @@ def estimate(spec: Conv2d, tile: CudaDepthwiseTile, device: Cuda) -> float:
     return max(warps * work / 4, 500.0 + 150 * spec.kh + work)
 
 
-def default_tile(spec: Conv2d, device: Cuda) -> CudaDepthwiseTile:
-    """The best tile by the model."""
-    return min(space(spec), key=lambda tile: estimate(spec, tile, device))
-
-
 def pack(spec: Conv2d, _tile: CudaDepthwiseTile, consts: list[Array]) -> list[Array]:
     """Weights as ``[kh * kw, channels]`` words: float32, or int8 in the byte of the channel's place in its word."""
     lanes = _lanes(spec)
     weight, bias = consts[0], consts[1]
     if spec.is_integer:
-        bias = fold_zero_point(spec, weight, bias, int(consts[3][0]))
+        bias = fold_zero_point(weight, bias, consts[3])
     size = ceil(spec.oc / lanes) * lanes
     taps = np.pad(weight.reshape(spec.oc, -1).T, ((0, 0), (0, size - spec.oc)))
     if spec.is_integer:

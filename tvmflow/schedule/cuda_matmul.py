@@ -42,11 +42,6 @@ def estimate(spec: MatMul, tile: GemmTile, device: Cuda) -> float:
     return cuda_gemm.estimate(tile, spec.m, spec.n, _length(spec), spec.batch, device)
 
 
-def default_tile(spec: MatMul, device: Cuda) -> GemmTile:
-    """The best tile by the model."""
-    return min(space(spec), key=lambda tile: estimate(spec, tile, device))
-
-
 def emit(spec: MatMul, tile: GemmTile, name: str) -> tirx.PrimFunc:
     """``a, b, [multiplier, quant,] y``."""
     b_shape = (spec.batch, spec.n, spec.k) if spec.transpose_b else (spec.batch, spec.k, spec.n)

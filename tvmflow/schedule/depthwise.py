@@ -17,6 +17,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
+from tvmflow.schedule.constants import fold_zero_point
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.staging import Staging
@@ -68,8 +69,7 @@ def estimate(spec: Conv2d, tile: DepthwiseTile, l1d_kib: int) -> float:
 def pack(spec: Conv2d, tile: DepthwiseTile, consts: list[Array]) -> list[Array]:
     """Weights as ``[kh, kw, channels]``; the input's zero point moves into the bias."""
     weight = consts[0].reshape(spec.oc, spec.kh, spec.kw)
-    bias = (consts[1].astype(np.int64) - int(consts[3][0]) * weight.sum(axis=(1, 2), dtype=np.int64)).astype(np.int32)
-    return [np.ascontiguousarray(weight.transpose(1, 2, 0)), bias, *consts[2:]]
+    return [np.ascontiguousarray(weight.transpose(1, 2, 0)), fold_zero_point(weight, consts[1], consts[3]), *consts[2:]]
 
 
 def emit(spec: Conv2d, tile: DepthwiseTile, name: str) -> tirx.PrimFunc:
@@ -84,8 +84,8 @@ def _emit_body(spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, weight: Any,
     columns = spec.w + spec.pad[1] + spec.pad[3]
     bands = ceil(spec.oh / tile.rows)
     with tir.parallel_if(tile.threads, spec.n * bands) as chunk:
-        image, first = (chunk // bands, chunk % bands * tile.rows) if spec.n > 1 else (0, chunk * tile.rows)
-        oh0 = T.Bind(tirx.min(first, spec.oh - tile.rows) if spec.oh % tile.rows else first)
+        image, band = (chunk // bands, chunk % bands) if spec.n > 1 else (0, chunk)
+        oh0 = T.Bind(tir.inside(band, tile.rows, spec.oh))
         source, origin = x, (image * spec.h + oh0 * spec.stride[0]) * columns * spec.ic
         if any(spec.pad):
             zero = epilogue_params[1][0]
@@ -99,8 +99,7 @@ def _emit_body(spec: Conv2d, tile: DepthwiseTile, dot: Dot, x: Any, weight: Any,
             start_at = finish.bias_at(c)
             finish.bind_multiplier(c)
             with T.serial(0, tile.rows) as line, T.serial(0, ceil(spec.ow / tile.mw)) as t:
-                start = t * tile.mw
-                ow0 = T.Bind(tirx.min(start, spec.ow - tile.mw) if spec.ow % tile.mw else start)
+                ow0 = T.Bind(tir.inside(t, tile.mw, spec.ow))
                 base = T.Bind(origin + (line * spec.stride[0] * columns + ow0 * spec.stride[1]) * spec.ic + c)
                 out = T.Bind((((image * spec.oh + oh0 + line) * spec.ow) + ow0) * spec.oc + c)
                 acc = _multiply(spec, tile, dot, source, taps, base, start_at, lanes)

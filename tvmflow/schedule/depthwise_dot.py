@@ -24,6 +24,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import interleave, tir
+from tvmflow.schedule.constants import fold_zero_point
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.packs import Packs, shuffle
@@ -146,14 +147,14 @@ def pack(spec: Conv2d, tile: DepthwiseDotTile, consts: list[Array]) -> list[Arra
     The input's zero point moves into the bias.
     """
     geo = Geometry(spec, BY_NAME[tile.dot])
-    weight, bias, multiplier = consts[0].reshape(spec.oc, spec.kh, spec.kw), consts[1].astype(np.int64), consts[2]
-    bias = bias - int(consts[3][0]) * weight.sum(axis=(1, 2), dtype=np.int64)
+    weight, multiplier = consts[0].reshape(spec.oc, spec.kh, spec.kw), consts[2]
+    bias = fold_zero_point(weight, consts[1], consts[3])
     starts = [(b.first + i * b.width, b.width) for b in geo.blocks for i in range(b.count)]
     packed = np.concatenate([weight[first : first + width].transpose(1, 2, 0).reshape(-1) for first, width in starts])
     quarters = np.concatenate([first + interleave.quarters(width // 4).reshape(-1) for first, width in starts])
     natural = np.concatenate([first + np.arange(width) for first, width in starts])
     multiplier = multiplier[quarters if geo.is_packed else natural]
-    return [packed, bias.astype(np.int32)[quarters], multiplier, *consts[3:]]
+    return [packed, bias[quarters], multiplier, *consts[3:]]
 
 
 def emit(spec: Conv2d, tile: DepthwiseDotTile, name: str) -> tirx.PrimFunc:
@@ -187,8 +188,7 @@ class _Nest:
                     slot, channel = T.Bind(block.stored + b * block.width), T.Bind(block.first + b * block.width)
                     self._stage_weights(block, slot * (spec.kh * spec.kw))
                     with T.serial(0, count) as period:
-                        start = (first + period) * geo.shared
-                        line = T.Bind(tirx.min(start, spec.oh - geo.shared) if spec.oh % geo.shared else start)
+                        line = T.Bind(tir.inside(first + period, geo.shared, spec.oh))
                         self._stage(block, image, line, channel)
                         with T.serial(0, geo.shared) as row:
                             self._row(block, slot, row, image * spec.oh + line + row, channel)
@@ -292,7 +292,7 @@ class _Nest:
             finish = ConvEpilogue(spec, self.bias, self.params, self._outputs(block), "int32")
             finish.multiplier = self._repeated(self.params[0], slot, block.width, self._outputs(block))
         with T.serial(0, ceil(spec.ow / size)) as t:
-            first = T.Bind(tirx.min(t * size, spec.ow - size) if spec.ow % size else t * size)
+            first = T.Bind(tir.inside(t, size, spec.ow))
             acc = [[tir.register(dot.lanes, "int32") for _ in range(4)] for _ in starts]
             for quarter in range(4):
                 bias = self._quarter(self.bias, block, slot, quarter)

@@ -104,7 +104,7 @@ class Nest:
         bands = ceil(spec.oh / tile.rows)
         with tir.parallel_if(tile.threads, spec.n * bands) as chunk:
             image = chunk // bands if spec.n > 1 else 0
-            oh0 = T.Bind(tirx.min(chunk % bands * tile.rows, spec.oh - tile.rows))
+            oh0 = T.Bind(tir.inside(chunk % bands, tile.rows, spec.oh))
             source = tir.Rows(x, spec.h, spec.w * spec.ic, image)
             to = tir.Rows(y, spec.oh, spec.ow * spec.oc, image)
             with tir.parallel_if(tile.threads and spec.n * bands == 1, ceil(spec.oc / self.lanes)) as v:
@@ -121,7 +121,7 @@ class Nest:
                 self._line(source, to, oh, c)
 
     def _first_channel(self, v: Expr) -> Expr:
-        return T.Bind(tirx.min(v * self.lanes, self.spec.oc - self.lanes))
+        return T.Bind(tir.inside(v, self.lanes, self.spec.oc))
 
     def _line(self, source: tir.Rows, to: tir.Rows, oh: Expr, c: Expr) -> None:
         spec = self.spec

@@ -39,7 +39,7 @@ def chunked(count: int, tile: FlatTile, body: Callable[[Expr, int], None]) -> No
         return
     chunks = -(-count // tile.chunk)
     with T.parallel(0, chunks) as i:
-        start = T.Bind(tirx.min(i * tile.chunk, count - tile.chunk))
+        start = T.Bind(tir.inside(i, tile.chunk, count))
         tir.for_each_run(tile.chunk, tile.lanes, lambda offset, lanes: body(start + offset, lanes))
 
 

@@ -17,7 +17,7 @@ from tvmflow.kernels.spec import Attention
 from tvmflow.schedule import tir
 from tvmflow.schedule.float_islands import add, reduce_rows
 from tvmflow.schedule.intrinsics import BY_NAME
-from tvmflow.schedule.panels import SIDE_BY_SIDE, Panels, copy_queries, narrowest_above
+from tvmflow.schedule.panels import SIDE_BY_SIDE, Mask, Panels, copy_queries, widest_within
 from tvmflow.schedule.transcendental import Vector
 
 Expr = Any
@@ -32,14 +32,17 @@ class FloatHeads:
 
     def __init__(self, spec: Attention, dot: str, mr: int, nr: int, threads: bool) -> None:
         self.spec, self.dot, self.mr, self.nr, self.threads = spec, BY_NAME[dot], mr, nr, threads
-        self.value_dot = narrowest_above(self.dot, spec.dv)
+        self.value_dot = widest_within(self.dot, spec.dv)
         self.columns = ceil(spec.n / self.dot.lanes) * self.dot.lanes
         """Keys, filled up to whole vectors."""
 
     def emit(self, q: Any, k: Any, v: Any, multiplier: Any, *rest: Any) -> None:
         spec, mr = self.spec, self.mr
         self.y, self.multiplier = rest[-1], multiplier
-        self._convert_mask(rest[0] if spec.mask else None)
+        self.mask = None
+        if spec.mask or spec.n != self.columns:
+            mask = rest[0] if spec.mask else None
+            self.mask = Mask(spec, self.dot, self.columns, mask, NOWHERE, _mask_exponents)
         with tir.parallel_if(self.threads, spec.batch * spec.heads) as t:
             batch, head = T.Bind(t // spec.heads), T.Bind(t % spec.heads)
             queries = copy_queries(spec, self.dot, q, batch, head)
@@ -50,33 +53,10 @@ class FloatHeads:
             weights = T.alloc_buffer((mr * self.columns,), "float32", scope="global")
             shares = T.alloc_buffer((mr,), "float32", scope="global")
             with T.serial(0, ceil(spec.m / mr)) as block:
-                m0 = T.Bind(tirx.min(block * mr, spec.m - mr) if spec.m % mr else block * mr)
+                m0 = T.Bind(tir.inside(block, mr, spec.m))
                 self._scores(queries, keys, weights, m0, batch)
-                together = next(r for r in range(SIDE_BY_SIDE, 0, -1) if mr % r == 0)
-                with T.serial(0, mr // together) as group:
-                    self._softmax(weights, shares, [group * together + r for r in range(together)])
+                tir.side_by_side(mr, SIDE_BY_SIDE, lambda rows: self._softmax(weights, shares, rows))
                 self._weighted_values(weights, values, shares, m0, batch, head)
-
-    def _convert_mask(self, mask: Any) -> None:
-        """What is added to the exponents: the mask, and what keeps columns that fill up the last vector out."""
-        spec, lanes = self.spec, self.dot.lanes
-        self.masked = mask is not None or spec.n % lanes != 0
-        if not self.masked:
-            return
-        rows = spec.mask[0] * spec.mask[1] if spec.mask else 1
-        self.mask = T.alloc_buffer((rows * self.columns,), "float32", scope="global")
-        with T.serial(0, rows) as row:
-            for start in range(spec.n // lanes * lanes, self.columns, lanes):
-                filler = Vector(lanes).const(NOWHERE)
-                T.buffer_store(self.mask, filler, [tir.at(row * self.columns + start, lanes)])
-
-            def convert(o: Expr, n: int) -> None:
-                value = Vector(n).const(0.0)
-                if mask is not None:
-                    value = tirx.max(mask[tir.at(row * spec.n + o, n)] * Vector(n).const(LOG2_E), Vector(n).const(HIDDEN))
-                T.buffer_store(self.mask, value, [tir.at(row * self.columns + o, n)])
-
-            tir.for_each_run(spec.n, lanes, convert)
 
     def _scores(self, queries: Any, keys: Panels, weights: Any, m0: Expr, batch: Expr) -> None:
         """Exponents of 2, mask included."""
@@ -85,11 +65,8 @@ class FloatHeads:
 
         def store(row: int, vector: Expr, acc: Expr) -> None:
             value = acc * by
-            if self.masked:
-                line: Expr = 0
-                if spec.mask:
-                    line = (batch if spec.mask[0] > 1 else 0) * spec.mask[1] + (m0 + row if spec.mask[1] > 1 else 0)
-                value = value + self.mask[tir.at(line * self.columns + vector * lanes, lanes)]
+            if self.mask:
+                value = value + self.mask.vector(batch, m0 + row, vector * lanes)
             T.buffer_store(weights, value, [tir.at(row * self.columns + vector * lanes, lanes)])
 
         keys.product(queries, m0 * spec.d, self.mr, self.nr, store)
@@ -116,4 +93,9 @@ class FloatHeads:
             index = ((batch * spec.m + m0 + row) * spec.heads + head) * spec.dv + values.first_column(vector)
             T.buffer_store(self.y, acc * tir.splat(shares[row], lanes), [tir.at(index, lanes)])
 
-        values.product(weights, tir.const(0, "int32"), self.mr, min(values.vectors, self.nr), store)
+        values.product(weights, tir.const(0, "int32"), self.mr, self.nr, store)
+
+
+def _mask_exponents(mask: Expr, lanes: int) -> Expr:
+    """Elements of the mask as exponents of 2."""
+    return tirx.max(mask * Vector(lanes).const(LOG2_E), Vector(lanes).const(HIDDEN))

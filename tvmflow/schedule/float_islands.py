@@ -116,10 +116,9 @@ def add(a: Expr, b: Expr) -> Expr:
 
 
 def _rows(rows: int, n: int, tile: FlatTile, some: Callable[[list[Expr]], None]) -> None:
-    """``some(offsets)`` of a few rows at a time: while one waits for its sum, the next computes. Threads share them."""
-    together = next(r for r in range(SIDE_BY_SIDE, 0, -1) if rows % r == 0)
-    with tir.parallel_if(tile.threads and rows * n > PARALLEL_ELEMENTS, rows // together) as group:
-        some([T.Bind((group * together + r) * n) for r in range(together)])
+    """``some(offsets)`` of a few rows at a time. Threads share them."""
+    threads = tile.threads and rows * n > PARALLEL_ELEMENTS
+    tir.side_by_side(rows, SIDE_BY_SIDE, lambda few: some([T.Bind(row * n) for row in few]), threads)
 
 
 def reduce_rows(

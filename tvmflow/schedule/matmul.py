@@ -79,8 +79,7 @@ class _Product:
         row_tiles = ceil(spec.m / tile.mr)
         with tir.parallel_if(tile.threads, spec.batch * row_tiles) as t:
             batch = t // row_tiles
-            start = t % row_tiles * tile.mr
-            m0 = T.Bind(tirx.min(start, spec.m - tile.mr) if spec.m % tile.mr else start)
+            m0 = T.Bind(tir.inside(t % row_tiles, tile.mr, spec.m))
             row_sums = self._row_sums(batch, m0) if spec.is_integer else []
             with T.serial(0, ceil(self.vectors / tile.nr)) as block:
                 self._tile(batch, m0, block, row_sums)
@@ -90,7 +89,7 @@ class _Product:
         spec, dot = self.spec, self.dot
         with tir.parallel_if(self.tile.threads and spec.batch * spec.k * spec.n > 65536, spec.batch * self.vectors) as panel:
             batch, vector = panel // self.vectors, panel % self.vectors
-            first = T.Bind(self._first_column(vector))
+            first = T.Bind(tir.inside(vector, dot.lanes, spec.n))
             base = T.Bind(panel * (self.depth * dot.lanes))
             if spec.is_integer:
                 with T.serial(0, dot.lanes) as lane:
@@ -124,12 +123,6 @@ class _Product:
                 T.buffer_store(self.offsets, self.offsets[at] + whole, [at])
             else:
                 T.buffer_store(self.packed, value, [to + lane])
-
-    def _first_column(self, vector: Expr) -> Expr:
-        spec, lanes = self.spec, self.dot.lanes
-        if spec.n % lanes and spec.n > lanes:
-            return tirx.min(vector * lanes, spec.n - lanes)
-        return vector * lanes
 
     def _stage_a(self, a: Any) -> Any:
         """a itself, or a widened copy whose rows are whole groups."""
@@ -165,8 +158,7 @@ class _Product:
     def _tile(self, batch: Expr, m0: Expr, block: Expr, row_sums: list[Expr]) -> None:
         spec, tile, dot = self.spec, self.tile, self.dot
         lanes = dot.lanes
-        start = block * tile.nr
-        v0 = T.Bind(tirx.min(start, self.vectors - tile.nr) if self.vectors % tile.nr else start)
+        v0 = T.Bind(tir.inside(block, tile.nr, self.vectors))
         acc = [[tir.register(lanes, dot.acc_dtype) for _ in range(tile.nr)] for _ in range(tile.mr)]
         everything = tir.at(0, lanes)
         for row in acc:
@@ -186,7 +178,7 @@ class _Product:
 
     def _store(self, batch: Expr, m0: Expr, vector: Expr, values: list[Expr], row_sums: list[Expr]) -> None:
         spec, lanes = self.spec, self.dot.lanes
-        column = T.Bind(self._first_column(vector))
+        column = T.Bind(tir.inside(vector, lanes, spec.n))
         offset = requantize = None
         if spec.is_integer:
             quant = self.params[1]

@@ -1,8 +1,10 @@
-"""What the attention kernels of all types share: queries copied one row after the other, keys and values packed for products."""
+"""What the attention kernels of all types share: queries copied one row after the other, keys and values packed for products,
+and the mask as it is added to scores."""
 
 from __future__ import annotations
 
-from math import ceil
+from collections.abc import Callable
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,35 @@ def copy_queries(spec: Attention, dot: Dot, q: Any, batch: Expr, head: Expr) -> 
     return queries
 
 
+class Mask:
+    """What is added to scores, ``[rows, columns]``: ``convert`` of the mask, 0 without one; ``nowhere`` beyond the last key."""
+
+    def __init__(
+        self, spec: Attention, dot: Dot, columns: int, mask: Any, nowhere: float, convert: Callable[[Expr, int], Expr]
+    ) -> None:
+        self.spec, self.columns, self.lanes = spec, columns, dot.lanes
+        lanes, dtype = dot.lanes, dot.acc_dtype
+        rows = prod(spec.mask) if spec.mask else 1
+        self.table = T.alloc_buffer((rows * columns,), dtype, scope="global")
+        with T.serial(0, rows) as row:
+            for start in range(spec.n // lanes * lanes, columns, lanes):
+                T.buffer_store(self.table, tir.splat(tir.const(nowhere, dtype), lanes), [tir.at(row * columns + start, lanes)])
+
+            def fill(o: Expr, n: int) -> None:
+                value = tir.splat(tir.const(0, dtype), n)
+                if mask is not None:
+                    value = convert(mask[tir.at(row * spec.n + o, n)], n)
+                T.buffer_store(self.table, value, [tir.at(row * columns + o, n)])
+
+            tir.for_each_run(spec.n, lanes, fill)
+
+    def vector(self, batch: Expr, query: Expr, column: Expr) -> Expr:
+        """What is added to the scores of ``lanes`` keys from ``column`` on."""
+        batches, queries = self.spec.mask or (1, 1)
+        row = (batch if batches > 1 else 0) * queries + (query if queries > 1 else 0)
+        return self.table[tir.at(row * self.columns + column, self.lanes)]
+
+
 class Panels:
     """A packed right operand ``[vectors, depth / group, lanes, group]`` with what the accumulators of integers start from."""
 
@@ -51,8 +82,7 @@ class Panels:
 
     def first_column(self, vector: Expr) -> Expr:
         """The last vector is moved back inside where it would stick out."""
-        lanes = self.dot.lanes
-        return tirx.min(vector * lanes, self.columns - lanes) if self.columns % lanes else vector * lanes
+        return tir.inside(vector, self.dot.lanes, self.columns)
 
     def pack_rows(self, k: Any, batch: Expr, head: Expr, factor: Expr = 0) -> None:
         """Columns are the rows of ``k``; columns beyond the last key repeat it."""
@@ -119,10 +149,12 @@ class Panels:
         return tir.splat(tir.const(0, dot.acc_dtype), dot.lanes)
 
     def product(self, a: Any, first: Expr, mr: int, nr: int, store: Any) -> None:
-        """``store(row, vector, accumulators)`` for ``mr`` rows of ``a`` from element ``first`` on and every vector of columns."""
+        """``store(row, vector, accumulators)`` for ``mr`` rows of ``a`` from element ``first`` on and every vector of columns,
+        up to ``nr`` of them at a time."""
         dot, everything, size = self.dot, tir.at(0, self.dot.lanes), self.dot.lanes * self.dot.group
+        nr = min(nr, self.vectors)
         with T.serial(0, ceil(self.vectors / nr)) as block:
-            v0 = T.Bind(tirx.min(block * nr, self.vectors - nr) if self.vectors % nr else block * nr)
+            v0 = T.Bind(tir.inside(block, nr, self.vectors))
             starts = [self._start(v0 + i) for i in range(nr)]
             acc = [[tir.register(dot.lanes, dot.acc_dtype) for _ in range(nr)] for _ in range(mr)]
             for row in acc:
@@ -154,7 +186,7 @@ def transposed(rows: list[Expr], columns: int, group: int) -> list[Expr]:
     return values
 
 
-def narrowest_above(dot: Dot, columns: int) -> Dot:
+def widest_within(dot: Dot, columns: int) -> Dot:
     """``dot``, or a narrower row of its family where it has more lanes than there are columns."""
     while dot.narrower and dot.lanes > columns:
         dot = BY_NAME[dot.narrower]

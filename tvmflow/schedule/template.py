@@ -159,7 +159,7 @@ def _cuda_tiled(
         name,
         fits=lambda spec, target: target.cuda is not None and fits(spec),
         space=lambda spec, target: module.space(spec),
-        default=lambda spec, target: module.default_tile(spec, target.cuda),
+        default=lambda spec, target: min(module.space(spec), key=lambda tile: module.estimate(spec, tile, target.cuda)),
         estimate=lambda spec, tile, target: module.estimate(spec, tile, target.cuda),
         emit=module.emit,
         pack=pack,

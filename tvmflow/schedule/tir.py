@@ -6,7 +6,7 @@ constant-indexed buffers become registers in LLVM (scope ``local`` or one large 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -39,6 +39,12 @@ def splat(value: Expr, lanes: int) -> Expr:
 def at(start: Expr, lanes: int) -> Expr:
     """Index of ``lanes`` consecutive elements."""
     return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
+
+
+def inside(index: Expr, size: int, extent: int) -> Expr:
+    """Start of tile ``index``, moved back where the last one would stick out; what is smaller than a tile has one, from 0 on."""
+    start = index * size
+    return tirx.min(start, extent - size) if extent > size and extent % size else start
 
 
 def flat(buffer: Any) -> Any:
@@ -78,6 +84,28 @@ def register(lanes: int, dtype: str) -> Any:
 def parallel_if(condition: bool, extent: int) -> AbstractContextManager[Any]:
     """A loop that threads share when it is worth waking them."""
     return T.parallel(0, extent) if condition and extent > 1 else T.serial(0, extent)
+
+
+def loops(extents: Sequence[int], body: Callable[..., None]) -> None:
+    """``body(*indices)`` in nested serial loops, those of one turn left out."""
+
+    def level(done: list[Expr]) -> None:
+        if len(done) == len(extents):
+            body(*done)
+        elif extents[len(done)] == 1:
+            level([*done, 0])
+        else:
+            with T.serial(0, extents[len(done)]) as i:
+                level([*done, i])
+
+    level([])
+
+
+def side_by_side(rows: int, most: int, body: Callable[[list[Expr]], None], threads: bool = False) -> None:
+    """``body`` of up to ``most`` rows at a time, always as many: while one waits for its result, the next computes."""
+    together = next(count for count in range(most, 0, -1) if rows % count == 0)
+    with parallel_if(threads, rows // together) as group:
+        body([group * together + row for row in range(together)])
 
 
 def prefetch(buffer: Any, index: Expr) -> None:

@@ -149,7 +149,7 @@ class _Nest:
         self.shares_channels = tile.threads and bands == 1
         with tir.parallel_if(tile.threads, bands) as band:
             self.image = band // geo.bands if spec.n > 1 else 0
-            self.row0 = T.Bind(tirx.min(band % geo.bands * tile.rows, geo.high - tile.rows))
+            self.row0 = T.Bind(tir.inside(band % geo.bands, tile.rows, geo.high))
             lines = min(tile.rows * tile.m, spec.oh)
             self.line0 = T.Bind(tirx.min(self.row0 * tile.m, spec.oh - lines))
             source, origin = x, (self.image * spec.h + self.line0) * spec.w * spec.ic
@@ -162,20 +162,20 @@ class _Nest:
             with tir.parallel_if(self.shares_channels, geo.blocks) as block:
                 products = T.alloc_buffer((geo.points * geo.out_stride,), "float32", scope="global")
                 self._multiply(patches, block, products)
-                self._backward(products, T.Bind(tirx.min(block * tile.nr, geo.vectors - tile.nr)))
+                self._backward(products, T.Bind(tir.inside(block, tile.nr, geo.vectors)))
 
     def _each_patch(self) -> Iterator[tuple[Expr, Expr, Expr]]:
         """Runs its body once within loops over the band: number of the patch, first line and first column of its outputs."""
         spec, tile, geo = self.spec, self.tile, self.geo
         with T.serial(0, tile.rows) as r, T.serial(0, geo.wide) as c:
-            line = T.Bind(tirx.min((self.row0 + r) * tile.m, spec.oh - tile.m))
-            column = T.Bind(tirx.min(c * tile.m, spec.ow - tile.m))
+            line = T.Bind(tir.inside(self.row0 + r, tile.m, spec.oh))
+            column = T.Bind(tir.inside(c, tile.m, spec.ow))
             yield T.Bind(r * geo.wide + c), line, column
 
     def _forward(self, source: Any, origin: Expr, patches: Any) -> None:
         spec, geo, lanes = self.spec, self.geo, self.dot.lanes
         with tir.parallel_if(self.shares_channels, ceil(spec.ic / lanes)) as v:
-            channel = T.Bind(tirx.min(v * lanes, spec.ic - lanes))
+            channel = T.Bind(tir.inside(v, lanes, spec.ic))
             for patch, line, column in self._each_patch():
                 corner = T.Bind(origin + ((line - self.line0) * self.columns + column) * spec.ic + channel)
                 inputs = [
@@ -193,7 +193,7 @@ class _Nest:
         # the next point's weights are asked for while this one's are used; a vector is a cache line where memory is the limit
         share = ceil(tile.nr / turns)
         with T.serial(0, geo.points) as point, T.serial(0, turns) as t:
-            first = T.Bind(tirx.min(t * tile.mr, geo.patches - tile.mr))
+            first = T.Bind(tir.inside(t, tile.mr, geo.patches))
             acc = [[tir.register(lanes, "float32") for _ in range(tile.nr)] for _ in range(tile.mr)]
             for row in acc:
                 for cell in row:
@@ -217,7 +217,7 @@ class _Nest:
     def _backward(self, products: Any, v0: Expr) -> None:
         spec, tile, geo, lanes = self.spec, self.tile, self.geo, self.dot.lanes
         epilogue = ConvEpilogue(spec, self.bias, self.params, lanes, "float32")
-        channels = [T.Bind(tirx.min((v0 + i) * lanes, spec.oc - lanes)) for i in range(tile.nr)]
+        channels = [T.Bind(tir.inside(v0 + i, lanes, spec.oc)) for i in range(tile.nr)]
         biases = [epilogue.bias_at(channel) for channel in channels]
         for patch, line, column in self._each_patch():
             pixel = T.Bind(((self.image * spec.oh + line) * spec.ow + column) * spec.oc)
