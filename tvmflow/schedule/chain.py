@@ -1,8 +1,8 @@
-"""Convolutions that feed each other, a row at a time: what is between them stays in the cache (float32, CPUs).
+"""Convolutions that feed each other, a few rows at a time: what is between them stays in the cache (float32, CPUs).
 
 A large intermediate tensor is written to the last cache or to memory and read from there, and depthwise convolutions wait for
-it. Here every stage keeps the rows that the next one still needs in a ring. For each row of the result every stage makes the
-rows that are missing: usually ``stride`` new ones. Threads take parts of the image, and make the rows around the seams twice.
+it. Here every stage keeps the rows that the next one still needs in a ring. For some rows of the result every stage makes the
+rows that are missing. Threads take parts of the image, and make the rows around the seams twice.
 """
 
 from __future__ import annotations
