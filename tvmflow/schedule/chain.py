@@ -27,17 +27,18 @@ StageTile: TypeAlias = conv2d.ConvTile | depthwise_float.DepthwiseFloatTile
 
 CANDIDATES = 3
 """Tiles of a stage that are combined with those of the others: the best by the stage's own model."""
+LEAST_ROWS = 4
+"""Of the result in a part: the rows at a seam are made twice."""
 CONSTANTS = 3
 """Of a float stage: weight, bias, bounds."""
 
 
 class ChainTile(msgspec.Struct, frozen=True, tag="chain"):
-    """A tile for a row of each stage, and the parts that threads share the image's rows in."""
+    """A tile for a row of each stage. Each of the threads that the program has when it runs takes a part of the image's rows."""
 
     stages: tuple[StageTile, ...]
     rows: int
     """Rows of the result that are made together."""
-    parts: int
     threads: bool = True
 
 
@@ -57,18 +58,15 @@ def space(spec: Chain, names: tuple[str, ...], registers: int, cpu: Cpu) -> Iter
         fitting = (tile for tile in every if not getattr(tile, "channels_outer", False))
         return sorted(fitting, key=lambda tile: _row_cycles(row, tile, cpu))[:CANDIDATES]
 
-    parts = max(1, min(cpu.cores, spec.stages[-1].oh // 4))
     for stages in product(*map(best, spec.stages)):
         for rows in (1, 2, 4, 8):
-            yield ChainTile(stages, rows, parts)
+            yield ChainTile(stages, rows)
 
 
 def estimate(spec: Chain, tile: ChainTile, cpu: Cpu) -> float:
-    """Cycles: the rows of every stage, those at the seams twice."""
-    total, rows = 0.0, spec.stages[-1].oh / tile.parts
-    for stage, chosen in zip(reversed(spec.stages), reversed(tile.stages), strict=True):
-        total += tile.parts * rows * _row_cycles(_row_spec(stage), chosen, cpu)
-        rows = min(stage.h, (rows - 1) * stage.stride[0] + _span(stage))
+    """Cycles of one thread: the rows of every stage, and what is read from the rings."""
+    stages = zip(spec.stages, tile.stages, strict=True)
+    total = sum(stage.oh * _row_cycles(_row_spec(stage), chosen, cpu) for stage, chosen in stages)
     rings = sum(held * stage.ow * stage.oc for held, stage in zip(held_rows(spec.stages, tile.rows), spec.stages, strict=False))
     # a row in a ring is read by every block of rows that needs it, beyond L2 at a price
     again = sum(
@@ -113,9 +111,10 @@ def _emit(spec: Chain, tile: ChainTile, x: Any, *rest: Any) -> None:
     last = stages[-1]
     constants = [rest[i * CONSTANTS : (i + 1) * CONSTANTS] for i in range(len(stages))]
     y, residual = rest[-1], rest[-2] if last.residual else None
-    with tir.parallel_if(tile.threads, last.n * tile.parts) as task:
-        image, part = (task // tile.parts, task % tile.parts) if last.n > 1 else (0, task)
-        begin, end = T.Bind(part * last.oh // tile.parts), T.Bind((part + 1) * last.oh // tile.parts)
+    parts = T.Bind(tir.clip(tirx.call_packed("runtime.NumThreads"), 1, max(1, last.oh // LEAST_ROWS))) if tile.threads else 1
+    with T.parallel(0, last.n * parts) if tile.threads else T.serial(0, last.n) as task:
+        image, part = (task // parts, task % parts) if last.n > 1 else (0, task)
+        begin, end = T.Bind(part * last.oh // parts), T.Bind((part + 1) * last.oh // parts)
         tensors = [tir.Rows(x, stages[0].h, stages[0].w * stages[0].ic, image)]
         for stage, held in zip(stages[:-1], held_rows(stages, tile.rows), strict=True):
             ring = T.alloc_buffer((held * stage.ow * stage.oc,), stage.y, scope="global")
