@@ -27,6 +27,8 @@ from tvmflow.optimize.walk import Walk, rewrite
 REQUIRES = ("static shapes",)
 ENSURES = ("canonical shapes",)
 
+TO_CHANNELS_LAST = (0, 2, 3, 1)
+"""The permutation of NCHW to NHWC."""
 RESHAPES = ("reshape", "flatten", "nn.batch_flatten", "squeeze", "expand_dims")
 
 

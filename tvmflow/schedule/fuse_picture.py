@@ -16,6 +16,7 @@ import msgspec
 from tvmflow.kernels import spec as ks
 from tvmflow.kernels.call import kernel_args, kernel_call, kernel_of
 from tvmflow.model import Model
+from tvmflow.optimize.canonical_shapes import TO_CHANNELS_LAST, permutation
 from tvmflow.optimize.walk import Walk, rewrite
 
 MOST_CHANNELS = 4
@@ -33,7 +34,7 @@ def fuse_picture(model: Model) -> Model:
         permute = walk.call(y, "permute_dims")
         if permute is None or spec.ic > MOST_CHANNELS or not any(permute.args[0].same_as(p) for p in inputs):
             return None
-        if [int(axis) for axis in permute.attrs.axes] != [0, 2, 3, 1]:
+        if permutation(permute) != TO_CHANNELS_LAST:
             return None
         return kernel_call(msgspec.structs.replace(spec, nchw=True), [permute.args[0], *constants])
 

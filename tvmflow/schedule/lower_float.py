@@ -21,6 +21,7 @@ from tvm import relax
 from tvmflow.kernels import spec as ks
 from tvmflow.kernels.call import kernel_args, kernel_call, kernel_of
 from tvmflow.model import Model
+from tvmflow.optimize.canonical_shapes import permutation
 from tvmflow.optimize.expr import array, dtype_of, is_constant, op_name, shape_of
 from tvmflow.optimize.walk import Walk, rewrite
 
@@ -69,7 +70,7 @@ def _matmul(walk: Walk, call: Any) -> Any:
         return None
     permute = walk.call(b, "permute_dims")
     rank = len(shape_of(b))
-    swapped = permute is not None and [int(i) for i in permute.attrs.axes] == [*range(rank - 2), rank - 1, rank - 2]
+    swapped = permute is not None and permutation(permute) == (*range(rank - 2), rank - 1, rank - 2)
     if swapped:
         b = permute.args[0]
     *batch, m, k = shape_of(a)

@@ -6,18 +6,17 @@ import numpy as np
 from tvm import relax
 
 from tvmflow.kernels import spec as ks
+from tvmflow.optimize.canonical_shapes import TO_CHANNELS_LAST, permutation
 from tvmflow.quantize.graph import op_of
 from tvmflow.quantize.plan import Group
 from tvmflow.quantize.realize.emit import Emitter
-
-TO_CHANNELS_LAST = [0, 2, 3, 1]
 
 
 def move(e: Emitter, group: Group) -> None:
     """Parameters pass through; a channels-last transpose of a float input is part of its Quantize kernel."""
     source, expr = group.inputs[0], e.graph.exprs[group.bindings[0]]
     op = op_of(expr)
-    if op == "permute_dims" and source not in e.integers and source in e.graph.params and _axes(expr) == TO_CHANNELS_LAST:
+    if op == "permute_dims" and source not in e.integers and source in e.graph.params and permutation(expr) == TO_CHANNELS_LAST:
         param = e.param(source)
         spec = ks.Quantize(e.graph.shape(group.output), nchw=True, y=e.storage)
         e.boundaries += 1
@@ -37,7 +36,3 @@ def move(e: Emitter, group: Group) -> None:
         e.pass_on(group, e.emit(group.layer, padded), param)
     else:
         e.pass_on(group, e.emit(group.layer, relax.Call(expr.op, [value, *expr.args[1:]], expr.attrs, expr.ty_args)), param)
-
-
-def _axes(expr: relax.Call) -> list[int]:
-    return [int(a) for a in expr.attrs.axes or ()]
