@@ -92,7 +92,7 @@ def layers(built: Built, kernels: Sequence[ScheduledKernel]) -> tuple[Layer, ...
     for call in built.calls:
         if waiting[call.kernel]:
             k = waiting[call.kernel].popleft()
-            schedule = f"{schedule_text(k)} {call.into}".rstrip()
+            schedule = f"{schedule_text(k.tile)} {call.into}".rstrip()
             gop = executed_ops(k.spec, k.tile) / 1e9
             found.append(Layer(k.layer, k.template, gop, call.function, k.spec.is_integer, schedule, k.tuned))
         else:
@@ -101,18 +101,14 @@ def layers(built: Built, kernels: Sequence[ScheduledKernel]) -> tuple[Layer, ...
     return tuple(found)
 
 
-def schedule_text(kernel: ScheduledKernel) -> str:
-    """Kind of decision and its values in short form: ``conv2d vnni512 1x14x2 threads``."""
-    return _tile_text(kernel.tile)
-
-
-def _tile_text(tile: Any) -> str:
+def schedule_text(tile: Any) -> str:
+    """Kind of decision and its values in short form, those of a chain's stages behind: ``conv2d vnni512 1x14x2 threads``."""
     kind = str(tile.__struct_config__.tag)
     values = msgspec.structs.asdict(tile)
     names = [value for value in values.values() if isinstance(value, str)]
     sizes = "x".join(str(value) for value in values.values() if type(value) is int)
     flags = [key for key, value in values.items() if value is True]
-    stages = [f"({_tile_text(stage)})" for value in values.values() if isinstance(value, tuple) for stage in value]
+    stages = [f"({schedule_text(stage)})" for value in values.values() if isinstance(value, tuple) for stage in value]
     return " ".join([kind, *names, sizes, *flags, *stages])
 
 
@@ -121,13 +117,13 @@ def kernel_counts(built: Built, kernels: Sequence[ScheduledKernel]) -> dict[str,
 
     Of concatenations: how many operands are written in place, and how many calls copy some.
     """
-    copies = [call for call in built.calls if call.is_copy]
+    copies = sum(call.is_copy for call in built.calls)
     return {
         "total": len(built.calls),
         "specialised": len(kernels),
         "tuned": sum(k.tuned for k in kernels),
-        "in_place": sum(bool(call.into) for call in built.calls if call not in copies),
-        "copies": len(copies),
+        "in_place": sum(bool(call.into) and not call.is_copy for call in built.calls),
+        "copies": copies,
     }
 
 

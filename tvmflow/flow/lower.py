@@ -122,7 +122,9 @@ def lower(
             trace.show("fuse_attention", model.module)
     with trace.stage("lower float"):
         if target.cuda is None:
-            model = fuse_chains(fuse_picture(fuse_norm(fuse_activation(lower_float(fuse_float_attention(model))))), target)
+            for fuse in (fuse_float_attention, lower_float, fuse_activation, fuse_norm, fuse_picture):
+                model = fuse(model)
+            model = fuse_chains(model, target)
         else:
             model = lower_float(model)
     trace.show("lower_float", model.module)

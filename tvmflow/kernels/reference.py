@@ -86,7 +86,7 @@ def _conv2d(spec: ks.Conv2d, args: Sequence[Array]) -> Array:
 
 def _chain(spec: ks.Chain, args: Sequence[Array]) -> Array:
     x, *rest = args
-    count = 4 if spec.is_integer else 3  # constants of a stage
+    count = spec.CONSTANTS
     for i, stage in enumerate(spec.stages):
         last = rest[len(spec.stages) * count :] if i == len(spec.stages) - 1 else []
         x = _conv2d(stage, [x, *rest[i * count : (i + 1) * count], *last])

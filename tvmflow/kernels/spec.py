@@ -116,6 +116,8 @@ class Chain(Spec, frozen=True, tag="chain"):
     stages: tuple[Conv2d, ...]
 
     ARGS = ("x", "stages", "residual")
+    CONSTANTS: ClassVar[int] = 3
+    """Of a float stage: weight, bias, bounds."""
 
     @property
     def out_shape(self) -> tuple[int, ...]:

@@ -29,8 +29,6 @@ CANDIDATES = 3
 """Tiles of a stage that are combined with those of the others: the best by the stage's own model."""
 LEAST_ROWS = 4
 """Of the result in a part: the rows at a seam are made twice."""
-CONSTANTS = 3
-"""Of a float stage: weight, bias, bounds."""
 
 
 class ChainTile(msgspec.Struct, frozen=True, tag="chain"):
@@ -88,7 +86,7 @@ def pack(spec: Chain, tile: ChainTile, consts: list[Array]) -> list[Array]:
     rest = iter(consts)
     packed = []
     for stage, chosen in zip(spec.stages, tile.stages, strict=True):
-        packed += _way(stage).pack(_row_spec(stage), chosen, list(islice(rest, CONSTANTS)))
+        packed += _way(stage).pack(_row_spec(stage), chosen, list(islice(rest, spec.CONSTANTS)))
     return packed
 
 
@@ -97,7 +95,7 @@ def emit(spec: Chain, tile: ChainTile, name: str) -> tirx.PrimFunc:
     first, last = spec.stages[0], spec.stages[-1]
     params: tir.Params = [("x", first.in_shape, first.x)]
     for i, (stage, chosen) in enumerate(zip(spec.stages, tile.stages, strict=True)):
-        constants = _way(stage).params(_row_spec(stage), chosen)[1 : 1 + CONSTANTS]
+        constants = _way(stage).params(_row_spec(stage), chosen)[1 : 1 + spec.CONSTANTS]
         params += [(f"{label}{i}", shape, dtype) for label, shape, dtype in constants]
     if last.residual:
         params.append(("residual", last.out_shape, last.y))
@@ -109,7 +107,7 @@ def emit(spec: Chain, tile: ChainTile, name: str) -> tirx.PrimFunc:
 def _emit(spec: Chain, tile: ChainTile, x: Any, *rest: Any) -> None:
     stages = spec.stages
     last = stages[-1]
-    constants = [rest[i * CONSTANTS : (i + 1) * CONSTANTS] for i in range(len(stages))]
+    constants = [rest[i * spec.CONSTANTS : (i + 1) * spec.CONSTANTS] for i in range(len(stages))]
     y, residual = rest[-1], rest[-2] if last.residual else None
     parts = T.Bind(tir.clip(tirx.call_packed("runtime.NumThreads"), 1, max(1, last.oh // LEAST_ROWS))) if tile.threads else 1
     with T.parallel(0, last.n * parts) if tile.threads else T.serial(0, last.n) as task:

@@ -17,7 +17,7 @@ from tvmflow.kernels import spec as ks
 from tvmflow.kernels.call import kernel_args, kernel_call, kernel_of
 from tvmflow.model import Model
 from tvmflow.optimize.walk import Walk, rewrite
-from tvmflow.schedule.chain import CONSTANTS, is_pointwise
+from tvmflow.schedule.chain import is_pointwise
 from tvmflow.target import Target
 
 SHORTEST_ROW = 28
@@ -43,8 +43,8 @@ def fuse_chains(model: Model, target: Target) -> Model:
         if len(stages) == 1 or not _pays(spec, target):
             return None
         args = [kernel_args(c) for c in calls]
-        constants = [constant for found in args for constant in found[1 : 1 + CONSTANTS]]
-        return kernel_call(spec, [args[0][0], *constants, *args[-1][1 + CONSTANTS :]])
+        constants = [constant for found in args for constant in found[1 : 1 + spec.CONSTANTS]]
+        return kernel_call(spec, [args[0][0], *constants, *args[-1][1 + spec.CONSTANTS :]])
 
     return model.then("fuse_chains", rewrite(model.module, rule))
 
