@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import tvm
 
+from tvmflow.build.calls import bindings
 from tvmflow.kernels import spec as ks
+from tvmflow.kernels.call import kernel_of
 from tvmflow.kernels.reference import run_kernel
 from tvmflow.runtime import cpu
 from tvmflow.schedule.template import template_for
@@ -44,6 +46,11 @@ def tensors(spec: ks.Kernel, seed: int = 0) -> list[np.ndarray]:
         ks.Pool2d: _pool2d, ks.Lookup: _lookup, ks.Quantize: _quantize, ks.Dequantize: _dequantize,
     }  # fmt: skip
     return make[type(spec)](spec, rng)
+
+
+def specs(module: tvm.IRModule) -> list[ks.Kernel]:
+    """Signatures of the kernel calls of a module, in order."""
+    return [spec for binding in bindings(module["main"]) if (spec := kernel_of(binding.value)) is not None]
 
 
 def check(spec: ks.Kernel, tile: Any, target: Target | None = None, seed: int = 0) -> None:

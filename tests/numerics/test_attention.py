@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from tests.numerics.kernels import check, run, runnable, tensors
+from tests.numerics.kernels import check, run, runnable, specs, tensors
 from tests.numerics.test_products import offering
-from tvmflow.kernels.call import kernel_call, kernel_of
+from tvmflow.kernels.call import kernel_call
 from tvmflow.kernels.exp2 import FRACTION_BITS, VALUE_BITS, exp2_below
 from tvmflow.kernels.interpret import interpret
 from tvmflow.kernels.reference import run_kernel
@@ -124,11 +124,6 @@ def chain(operands_permuted: bool = True, mask_shape: tuple[int, ...] | None = (
             out = b.emit_output(relax.Tuple([y, p]) if second_reader else y)
         b.emit_func_output(out)
     return b.get()
-
-
-def specs(module: Any) -> list[Any]:
-    calls = [binding.value for block in module["main"].body.blocks for binding in block.bindings]
-    return [s for c in calls if (s := kernel_of(c)) is not None]
 
 
 @pytest.mark.parametrize(("permuted", "mask"), [(True, (1, 1, 1, 6)), (True, None), (False, (6, 6)), (False, (1, 1, 6, 6))])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-import tvm
 from tvm import relax
 
-from tests.numerics.kernels import tensors
+from tests.numerics.kernels import specs, tensors
 from tvmflow.build.calls import borrowed
 from tvmflow.flow.lower import host_runner
-from tvmflow.kernels.call import kernel_call, kernel_of
+from tvmflow.kernels.call import kernel_call
 from tvmflow.kernels.interpret import interpret
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.model import Model
@@ -37,11 +36,6 @@ def program(spec: Conv2d, axes: tuple[int, ...] = (0, 2, 3, 1), of_input: bool =
             out = builder.emit_output(builder.emit(kernel_call(spec, [pixels, *constants]), "first"))
         builder.emit_func_output(out)
     return Model(builder.get(), (), (), "picture")
-
-
-def specs(module: tvm.IRModule) -> list[object]:
-    found = [kernel_of(binding.value) for block in module["main"].body.blocks for binding in block.bindings]
-    return [spec for spec in found if spec is not None]
 
 
 @pytest.mark.parametrize("batch", [1, 2])
