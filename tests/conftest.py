@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("TVM_NUM_THREADS", "1")
+# else TVM's pool pins this process, and all that it starts, to one core when a test calls a kernel without a session
+os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 settings.register_profile("tvmflow", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tvmflow")
