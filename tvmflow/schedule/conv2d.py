@@ -33,6 +33,8 @@ Expr = Any
 
 PIPELINE_TILES = 8
 """Fewest tiles that a pipeline runs over before it is emptied, where a kernel has as many."""
+UNROLLED = 24
+"""Most steps of a kernel row that LLVM lays out one after another."""
 MOST_CHUNKS = 48
 """Enough for the threads of any machine that we have, and long pipelines in large kernels."""
 
@@ -81,6 +83,15 @@ class Geometry:
         self.stride = spec.kh * self.taps * self.steps * self.step_size
         """Weights of a vector."""
         self.weights = spec.groups * self.vectors * self.stride + dot.lanes * dot.group - self.step_size
+
+    @property
+    def shares_broadcasts(self) -> bool:
+        """Whether LLVM keeps what a pixel broadcasts for its neighbour's next tap: it unrolls short rows, which overlap.
+
+        Where the tile leaves it no registers it spills (Zen 5, 3x3 of one float32 channel: 13x2 accumulators take 61 us, 8x2 31;
+        with 16 registers it spills either way, and the larger tile is as good).
+        """
+        return self.row_merged and self.spec.stride[1] * self.channels < self.steps <= UNROLLED
 
     @property
     def is_packed(self) -> bool:
@@ -158,6 +169,8 @@ def estimate(spec: Conv2d, tile: ConvTile, cpu: Cpu) -> float:
     step = max(mr * tile.nr * rpa / 2, loads / 1.9, 5.0, streamed)
     if dot.name == "fma512":  # 250 tiles of 14 layers, measured there: the choice was 4 % above the best, is 2 % now
         step += 0.2 * loads + 0.1 * streamed
+        if geo.shares_broadcasts:
+            step += max(0, mr * tile.nr + tile.nr + mr + dot.temporaries - cpu.registers) / 2
     epilogue = 4.0 * rpa
     if geo.is_packed:
         whole = tile.nr % 4 == 0 and geo.outputs % dot.lanes == 0
