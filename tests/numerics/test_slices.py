@@ -1,4 +1,4 @@
-"""Kernels that write into a slice: what they write is what they wrote before, and nothing beside it is touched."""
+"""Kernels on slices: what they write is what they wrote before, nothing beside it is touched, and operands may lie in slices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tvm import te
 from tests.numerics.kernels import argument_names, run, tensors
 from tvmflow.kernels import spec as ks
 from tvmflow.schedule.elementwise import FlatTile
-from tvmflow.schedule.slices import Slice, into_slice
+from tvmflow.schedule.slices import Slice, in_slice
 from tvmflow.schedule.template import template_for
 from tvmflow.target import get_target
 
@@ -48,12 +48,38 @@ def test_slice_holds_the_result(spec: ks.Kernel, target: str) -> None:
     tile, args = template.default(spec, chosen), tensors(spec)
     expected = run(spec, tile, args, chosen)
     place = Slice((*spec.out_shape[:-1], spec.out_shape[-1] + 13), len(spec.out_shape) - 1, 8, spec.out_shape[-1])
-    function = into_slice(template.emit(spec, tile, "main"), place)
+    function = in_slice(template.emit(spec, tile, "main"), place)
     assert function is not None
+    pack(args, spec, template, tile)
+    assert_slice(function, place, args, expected, chosen)
+
+
+@pytest.mark.parametrize("target", ["native", "x86-64"])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{type(s).__name__}-{'x'.join(map(str, s.out_shape))}")
+def test_slice_holds_an_operand(spec: ks.Kernel, target: str) -> None:
+    chosen = get_target(target)
+    template = template_for(spec, chosen)
+    tile, args = template.default(spec, chosen), tensors(spec)
+    expected = run(spec, tile, args, chosen)
+    pack(args, spec, template, tile)
+    function = template.emit(spec, tile, "main")
+    for index in [i for i, name in enumerate(argument_names(spec)) if name in ("x", "residual")]:
+        shape = args[index].shape
+        place = Slice((*shape[:-1], shape[-1] + 24), len(shape) - 1, 8, shape[-1])
+        moved = in_slice(function, place, index)
+        assert moved is not None
+        whole = np.full(place.shape, BESIDE, args[index].dtype)
+        whole[..., 8 : 8 + shape[-1]] = args[index]
+        function, args[index] = moved, whole
+    everything = Slice(expected.shape, expected.ndim - 1, 0, expected.shape[-1])
+    assert_slice(function, everything, args, expected, chosen)
+
+
+def pack(args: list[np.ndarray], spec: ks.Kernel, template: Any, tile: Any) -> None:
+    """Replaces the constants among the arguments by what the kernel wants."""
     constant = [i for i, n in enumerate(argument_names(spec)) if n not in ("x", "a", "b", "residual")]
     for i, value in zip(constant, template.pack(spec, tile, [args[i] for i in constant]), strict=True):
         args[i] = value
-    assert_slice(function, place, args, expected, chosen)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 3])
@@ -65,7 +91,7 @@ def test_loop_nest_along_any_axis(axis: int) -> None:
     shape = [2, 3, 4, 5]
     shape[axis] += 7
     place = Slice(tuple(shape), axis, 3, (2, 3, 4, 5)[axis])
-    moved = into_slice(function, place)
+    moved = in_slice(function, place)
     assert moved is not None
     data = np.random.default_rng(0).integers(-9, 9, (2, 3, 4, 5, 6)).astype(np.float32)
     assert_slice(moved, place, [data], data.sum(-1), get_target("native"))
@@ -76,7 +102,7 @@ def test_rows_of_a_kernel_along_an_outer_axis() -> None:
     spec, target = ks.Lookup((1, 6, 5, 7)), get_target("native")
     args = tensors(spec)
     place = Slice((1, 80, 7), 1, 11, 30)
-    function = into_slice(template_for(spec, target).emit(spec, FlatTile(64), "main"), place)
+    function = in_slice(template_for(spec, target).emit(spec, FlatTile(64), "main"), place)
     assert function is not None
     assert_slice(function, place, args, run(spec, FlatTile(64), args, target), target)
 
@@ -84,7 +110,7 @@ def test_rows_of_a_kernel_along_an_outer_axis() -> None:
 def test_vectors_that_fall_into_no_pieces() -> None:
     spec = ks.Lookup((1, 8, 8, 3))
     function = template_for(spec, get_target("zen5")).emit(spec, FlatTile(64), "main")
-    assert into_slice(function, Slice((1, 8, 8, 9), 3, 3, 3)) is None
+    assert in_slice(function, Slice((1, 8, 8, 9), 3, 3, 3)) is None
 
 
 def assert_slice(function: Any, place: Slice, args: list[np.ndarray], expected: np.ndarray, target: Any) -> None:

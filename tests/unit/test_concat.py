@@ -122,6 +122,14 @@ def of_views(net: Net, x: Any) -> Any:
     return net.concat(*rows, axis=0)
 
 
+def of_an_upsampled(net: Net, x: Any) -> Any:
+    """Its writer sees more axes than the concatenation has."""
+    spread = net.emit(relax.op.reshape(net.table(x, "a"), (1, 6, 1, 8, 1, 16)))
+    spread = net.emit(relax.op.broadcast_to(spread, (1, 6, 2, 8, 2, 16)), "repeat")
+    skip = net.table(net.emit(relax.op.tile(x, (1, 2, 2, 1))), "skip")
+    return net.concat(net.emit(relax.op.reshape(spread, (1, 12, 16, 16))), net.pool(skip)), net.pool(skip)
+
+
 def early(net: Net, x: Any) -> Any:
     """A small operand is written long before the large ones: the result would be in memory when most is alive."""
     a = net.table(x, "a")
@@ -132,17 +140,18 @@ def early(net: Net, x: Any) -> Any:
 
 
 CASES: dict[Graph, tuple[list[str], list[str]]] = {
-    inception: (["a into [0:16]", "c into [32:48]"], ["other readers"]),
-    several_outputs: (["b into [16:32]"], ["other readers"]),
+    inception: (["a into [0:16]", "b into [16:32]", "c into [32:48]"], []),
+    several_outputs: (["a into [0:16]", "b into [16:32]"], []),
     is_output: (["a into [0:16]", "b into [16:32]"], []),
     operand_is_output: (["b into [16:32]"], ["other readers"]),
-    operand_twice: (["b into [16:32]"], ["other readers", "other readers"]),
+    operand_twice: (["a into [0:16]", "b into [16:32]"], ["other readers"]),
     of_a_concat: (["a into [16:32]", "b into [32:48]", "c into [0:16]"], []),
     of_a_concat_on_another_axis: (["a into [0:6]", "b into [6:12]", "c into [16:32]"], ["no kernel writes it alone"]),
-    dense: ([f"pool{i} into [{16 + 8 * i}:{24 + 8 * i}]" for i in range(4)], ["other readers"] * 4),
-    of_an_input: (["a into [0:16]"], ["other readers", "no kernel writes it alone"]),
+    dense: ([f"pool{i} into [{16 + 8 * i}:{24 + 8 * i}]" for i in range(4)], ["no kernel writes it alone"]),
+    of_an_input: (["a into [0:16]"], ["no kernel writes it alone", "no kernel writes it alone"]),
     of_loop_nests: (["a into [16:32]", "flip into [0:16]"], []),
     of_views: (["a into [0:48]", "b into [48:96]"], []),
+    of_an_upsampled: (["repeat into [0:16]", "pool into [16:32]"], []),
     early: (["wide2 into [16:144]"], ["for too long"]),
 }
 

@@ -28,17 +28,19 @@ class Program:
                 self.readers[var].append(value)
 
     def writer(self, tensor: Any) -> tuple[list[Any], str]:
-        """``tensor`` and those that it is a view of, of which a call writes the last and nothing else, and nobody else reads one;
-        where that is not so, an empty list and the reason."""
-        value: Any = self.values.get(tensor)
-        if len(self.readers[tensor]) > 1:
+        """``tensor`` and those that it is a view of, one reader each, of which a call writes the last and nothing else.
+
+        Where that is not so: an empty list, and the reason.
+        """
+        views = [tensor]
+        while op_name(self.values.get(views[-1])) == "reshape":
+            views.append(self.values[views[-1]].args[0])
+        if len(views) > 1 and any(len(self.readers[view]) > 1 for view in views):
             return [], "it has other readers"
-        if op_name(value) == "reshape":
-            views, reason = self.writer(value.args[0])
-            return views and [tensor, *views], reason
+        value: Any = self.values.get(views[-1])
         if op_name(value) != "call_tir" or not isinstance(value.ty, relax.TensorType):
             return [], "no kernel writes it alone"
-        return [tensor], ""
+        return views, ""
 
     def is_kernel(self, value: Any) -> bool:
         """Whether a kernel of ours computes ``value``."""
@@ -51,25 +53,27 @@ class Memory:
     def __init__(self, program: Program) -> None:
         self.order = {var: i for i, var in enumerate(program.values)}
         stored: dict[Any, Any] = {}  # tensor -> the one that holds its bytes
-        last = dict(self.order)
+        self.last = dict(self.order)
         for i, (var, value) in enumerate((*program.values.items(), (None, program.result))):
             read = [stored[v] for v in variables(value) if v in stored]
-            last.update(dict.fromkeys(read, i))
+            self.last.update(dict.fromkeys(read, i))
             is_view = op_name(value) == "reshape" or isinstance(value, relax.TupleGetItem)
             stored[var] = read[0] if is_view and read else var
         self.alive = np.zeros(len(self.order) + 1, np.int64)
         for var, first in self.order.items():
             if stored[var] is var:
-                self.alive[first : last[var] + 1] += _bytes(var.ty)
+                self.alive[first : self.last[var] + 1] += _bytes(var.ty)
         self.peak = int(self.alive.max())
 
     def joins(self, whole: Any, parts: Sequence[Any]) -> bool:
-        """Lets ``parts`` be slices of ``whole``, which then exists from the first of them on; False where the peak would grow."""
-        first, end = min(self.order[part] for part in parts), self.order[whole]
+        """Lets ``parts`` be slices of ``whole``, which then exists from the first of them to the last use of one; False where the
+        peak would grow."""
         alive = self.alive.copy()
-        alive[first:end] += _bytes(whole.ty)
-        for part in parts:
-            alive[self.order[part] : end + 1] -= _bytes(part.ty)
+        for tensor in (whole, *parts):
+            alive[self.order[tensor] : self.last[tensor] + 1] -= _bytes(tensor.ty)
+        first = min(self.order[tensor] for tensor in (whole, *parts))
+        last = max(self.last[tensor] for tensor in (whole, *parts))
+        alive[first : last + 1] += _bytes(whole.ty)
         if alive.max() > self.peak:
             return False
         self.alive = alive

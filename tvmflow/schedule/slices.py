@@ -1,4 +1,4 @@
-"""A kernel that writes its result into a slice of a larger tensor.
+"""A kernel that writes its result into a slice of a larger tensor, or reads an operand from one.
 
 Before: y[1, 56, 56, 64],   y[pixel * 64 + channel : + 16] = value
 After:  y[1, 56, 56, 256],  y[pixel * 256 + 128 + channel : + 16] = value
@@ -21,7 +21,7 @@ from tvmflow.schedule.packs import shuffle
 Expr = Any
 
 SHORTEST = 4
-"""Fewest elements of a piece, where a vector lies across rows and is written in pieces."""
+"""Fewest elements of a piece, where a vector lies across rows and is read or written in pieces."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,14 @@ class Slice:
         return prod(self.shape[self.axis + 1 :])
 
 
-def into_slice(function: tirx.PrimFunc, place: Slice) -> tirx.PrimFunc | None:
-    """``function``, whose last parameter is its result, with the whole tensor in that place, of which it writes the slice.
+def in_slice(function: tirx.PrimFunc, place: Slice, index: int = -1) -> tirx.PrimFunc | None:
+    """``function`` with the whole tensor in place of parameter ``index`` (the last is the result), of which it uses the slice.
 
-    None where vectors lie across rows of the slice and don't fall into pieces of SHORTEST elements, or where the result is
+    None where vectors lie across rows of the slice and don't fall into pieces of SHORTEST elements, or where the parameter is
     accessed in some other way than element by element.
     """
-    rewrite = _Rewrite(function.params[-1], place)
+    index %= len(function.params)
+    rewrite = _Rewrite(function.params[index], place)
     body = tvm_ffi.structural_map(
         function.body,
         [
@@ -81,7 +82,8 @@ def into_slice(function: tirx.PrimFunc, place: Slice) -> tirx.PrimFunc | None:
     )
     if rewrite.fails or _uses(body, rewrite.new):
         return None
-    return tirx.PrimFunc([*function.params[:-1], rewrite.new[function.params[-1]]], body, function.ret_type, function.attrs)
+    params = [*function.params[:index], rewrite.new[function.params[index]], *function.params[index + 1 :]]
+    return tirx.PrimFunc(params, body, function.ret_type, function.attrs)
 
 
 def _uses(body: Any, variables: dict[Any, Any]) -> bool:
@@ -92,13 +94,13 @@ def _uses(body: Any, variables: dict[Any, Any]) -> bool:
 
 
 class _Rewrite:
-    """Replaces every access to the result: kernels of ours have a flat view of it, TVM's loop nests use its axes."""
+    """Replaces every access to a tensor: kernels of ours have a flat view of it, TVM's loop nests use its axes."""
 
-    def __init__(self, y: Any, place: Slice) -> None:
-        self.y, self.place, self.analyzer = y, place, Analyzer()
-        self.new = {y: tirx.decl_buffer(place.shape, y.dtype, y.name, data_alignment=y.data_alignment)}
-        self.first: dict[Any, Expr] = {y: 0}
-        """Where a view begins in the result."""
+    def __init__(self, tensor: Any, place: Slice) -> None:
+        self.tensor, self.place, self.analyzer = tensor, place, Analyzer()
+        self.new = {tensor: tirx.decl_buffer(place.shape, tensor.dtype, tensor.name, data_alignment=tensor.data_alignment)}
+        self.first: dict[Any, Expr] = {tensor: 0}
+        """Where a view begins in the tensor."""
         self.fails = False
 
     def loop(self, loop: tirx.For) -> tirx.For:
@@ -114,7 +116,7 @@ class _Rewrite:
         viewed = next((buffer for buffer in declared.data.args if buffer in self.new), None)
         if viewed is None:
             return declared
-        whole = tirx.decl_buffer((prod(self.place.shape),), self.y.dtype, declared.buffer.name, layout=None)
+        whole = tirx.decl_buffer((prod(self.place.shape),), self.tensor.dtype, declared.buffer.name, layout=None)
         self.new[declared.buffer] = whole
         self.first[declared.buffer] = self.first[viewed] + declared.buffer.elem_offset
         return tirx.DeclBuffer(whole, data=self.new[viewed].data)
@@ -123,13 +125,14 @@ class _Rewrite:
         new = self.new.get(store.buffer)
         if new is None:
             return store
-        if store.buffer.same_as(self.y):
+        if store.buffer.same_as(self.tensor):
+            if not self._has_axes:
+                return store
             return tirx.BufferStore(new, store.value, self._axes(store.indices))
         start, lanes = self._vector(store.buffer, store.indices[0])
         if self._within_row(start, lanes):
             return tirx.BufferStore(new, store.value, [tir.at(self._moved(start), lanes)])
-        piece = gcd(lanes, self.place.row)
-        self.fails |= piece < SHORTEST or not self._within_row(start, piece)
+        piece = self._piece(start, lanes)
         value = tirx.Var("value", store.value.ty)
         pieces = [
             tirx.BufferStore(new, shuffle([value], range(i, i + piece)), [tir.at(self._moved(start + i), piece)])
@@ -141,35 +144,69 @@ class _Rewrite:
         new = self.new.get(load.source)
         if new is None:
             return load
-        if load.source.same_as(self.y):
+        if load.source.same_as(self.tensor):
+            if not self._has_axes:
+                return load
             return tirx.BufferLoad(new, self._axes(load.indices))
         start, lanes = self._vector(load.source, load.indices[0])
-        self.fails |= not self._within_row(start, lanes)
-        return tirx.BufferLoad(new, [tir.at(self._moved(start), lanes)])
+        if self._within_row(start, lanes):
+            return tirx.BufferLoad(new, [tir.at(self._moved(start), lanes)])
+        piece = self._piece(start, lanes)
+        pieces = [tirx.BufferLoad(new, [tir.at(self._moved(start + i), piece)]) for i in range(0, lanes, piece)]
+        return shuffle(pieces, range(lanes))
 
     def region(self, region: tvm.ir.TensorRegion) -> tvm.ir.TensorRegion:
         new = self.new.get(region.source)
-        if new is None:
+        if new is None or not self._has_axes:
             return region
-        starts = self._axes([r.min for r in region.region])
-        ranges = [tvm.ir.Range.from_min_extent(s, r.extent) for s, r in zip(starts, region.region, strict=True)]
+        starts, extents = self._axes([r.min for r in region.region]), [r.extent for r in region.region]
+        leading = len(extents) - self._trailing
+        self.fails |= leading != self.place.axis and any(int(extent) != 1 for extent in extents[:leading])
+        extents = [1] * self.place.axis + extents[leading:] if leading != self.place.axis else extents
+        ranges = [tvm.ir.Range.from_min_extent(s, e) for s, e in zip(starts, extents, strict=True)]
         return tirx.BufferRegion(new, ranges)
 
+    @property
+    def _trailing(self) -> int:
+        """Number of axes from that of the slice on."""
+        return len(self.place.shape) - self.place.axis
+
+    @property
+    def _has_axes(self) -> bool:
+        """Whether the tensor has the axes of the slice from that along which it is cut on; it fails where those are needed."""
+        shape, own = [int(d) for d in self.tensor.shape], self.place.own_shape
+        found = tuple(shape[-self._trailing :]) == own[self.place.axis :] and prod(shape) == prod(own)
+        self.fails |= not found
+        return found
+
     def _axes(self, indices: Any) -> list[Expr]:
-        """Indices along the axes of the result in the whole tensor."""
-        place = self.place
-        self.fails |= tuple(int(d) for d in self.y.shape) != place.own_shape
-        return [index + place.start if axis == place.axis else index for axis, index in enumerate(indices)]
+        """Indices along the axes of the slice in the whole tensor."""
+        place, leading = self.place, len(indices) - self._trailing
+        position: Expr = 0
+        for index, extent in zip(indices[:leading], self.tensor.shape[:leading], strict=True):
+            position = position * extent + index
+        found = []
+        for extent in reversed(place.shape[: place.axis]):
+            found.append(self.analyzer.simplify(position % extent))
+            position = position // extent
+        first, *others = indices[leading:]
+        return [*reversed(found), first + place.start, *others]
 
     def _vector(self, view: Any, index: Expr) -> tuple[Expr, int]:
-        """First element in the result and number of elements of a vector that is accessed."""
+        """First element in the slice and number of elements of a vector that is accessed."""
         if not isinstance(index, tirx.Ramp):
             return self.first[view] + index, 1
         self.fails |= int(index.stride) != 1
         return self.first[view] + index.base, int(index.lanes)
 
+    def _piece(self, start: Expr, lanes: int) -> int:
+        """Elements of the pieces of a vector of which each is in one row."""
+        piece = gcd(lanes, self.place.row)
+        self.fails |= piece < SHORTEST or not self._within_row(start, piece)
+        return piece
+
     def _moved(self, index: Expr) -> Expr:
-        """A place in the result, as one in the whole tensor."""
+        """A place in the slice, as one in the whole tensor."""
         place = self.place
         return index + self.analyzer.simplify(index // place.row) * (place.pitch - place.row) + place.offset
 
