@@ -87,6 +87,16 @@ def test_fastest_keeps_one_row_of_each_precision() -> None:
     assert kept.measure().int8_gops == kept.meters[0].gop / 0.1
 
 
+def test_a_moment_s_disturbance_makes_no_row_the_slower_one() -> None:
+    def meter(name: str, seconds: list[float]) -> peak.Meter:
+        turns = iter(seconds)
+        return peak.Meter(next(row for row in ROWS if row.name == name), 1, lambda repeat: [next(turns)] * repeat)
+
+    disturbed = meter("vpmaddwd ymm", [9.0] + [0.1] * 9)
+    kept = peak.PeakMeter((disturbed, meter("pmaddwd xmm", [1.0] * 10), meter("fma ymm", [1.0] * 10))).fastest()
+    assert kept.meters[0] is disturbed
+
+
 def test_a_board_gets_a_library_for_its_machine(host: Target) -> None:
     """The peak of a board is measured through ``time_function`` with all arguments; its library is ELF for its machine."""
     import msgspec
