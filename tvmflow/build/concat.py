@@ -116,7 +116,8 @@ class _Plan:
     def _obstacle(self, operand: _Operand, held: Any) -> str:
         """Why the operand must be copied; empty where it is made in its slice, and then its writer is found."""
         tensor, place = operand.tensor, operand.place
-        if tensor in self.elsewhere:
+        views, reason = self.program.writer(tensor)
+        if not self.elsewhere.isdisjoint((tensor, *views)):
             return "the result would take memory for too long"
         value: Any = self.program.values.get(tensor)
         readers = [reader for reader in self.program.readers[tensor] if not reader.same_as(held)]
@@ -124,7 +125,6 @@ class _Plan:
             return "it has other readers, of the whole tensor"
         if _is_held(value) and value.args[0].global_symbol == held.args[0].global_symbol:
             return ""
-        views, reason = self.program.writer(tensor)
         if reason:
             return reason
         operand.views = views
