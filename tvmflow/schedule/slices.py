@@ -181,16 +181,17 @@ class _Rewrite:
 
     def _axes(self, indices: Any) -> list[Expr]:
         """Indices along the axes of the slice in the whole tensor."""
-        place, leading = self.place, len(indices) - self._trailing
-        position: Expr = 0
-        for index, extent in zip(indices[:leading], self.tensor.shape[:leading], strict=True):
-            position = position * extent + index
-        found = []
-        for extent in reversed(place.shape[: place.axis]):
-            found.append(self.analyzer.simplify(position % extent))
-            position = position // extent
-        first, *others = indices[leading:]
-        return [*reversed(found), first + place.start, *others]
+        place, count = self.place, len(indices) - self._trailing
+        leading, (first, *others) = list(indices[:count]), indices[count:]
+        if tuple(int(d) for d in self.tensor.shape[:count]) != place.shape[: place.axis]:
+            position: Expr = 0
+            for index, extent in zip(leading, self.tensor.shape[:count], strict=True):
+                position = position * extent + index
+            leading = []
+            for extent in reversed(place.shape[: place.axis]):
+                leading.insert(0, self.analyzer.simplify(position % extent))
+                position = position // extent
+        return [*leading, first + place.start, *others]
 
     def _vector(self, view: Any, index: Expr) -> tuple[Expr, int]:
         """First element in the slice and number of elements of a vector that is accessed."""
