@@ -1,9 +1,8 @@
-"""Shared by all tests: one thread for TVM, a fixed hypothesis profile, and the command line in this process."""
+"""Shared by all tests: TVM's pool as sessions want it, a fixed hypothesis profile, and the command line in this process."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-os.environ.setdefault("TVM_NUM_THREADS", "1")
-# else TVM's pool pins this process, and all that it starts, to one core when a test calls a kernel without a session
-os.environ.setdefault("TVM_BIND_THREADS", "0")
+from tvmflow.runtime import cpu
+from tvmflow.runtime.threads import prepare_thread_pool
+
+# a kernel that a test calls without a session may make the pool, for all tests of this process: too small, pinned to one core
+prepare_thread_pool(cpu.physical_cores())
 
 settings.register_profile("tvmflow", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tvmflow")
