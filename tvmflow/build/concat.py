@@ -46,13 +46,14 @@ def hold_concats(module: tvm.IRModule) -> tvm.IRModule:
         axis = _axis(call)
         if axis is None:
             return None
-        fields, readers = call.args[0].fields, program.readers[walk.var]
+        readers = program.readers[walk.var]
         written = [is_written(field) for field in program.values[walk.var].args[0].fields]
         fuses = len(readers) == 1 and isinstance(readers[0], relax.Call) and not program.is_kernel(readers[0])
-        if not any(written) or (fuses and _axis(readers[0]) != axis and not all(written)):
+        fuses = fuses and _axis(readers[0]) != axis  # such a concatenation is held as well
+        if not any(written) or (fuses and not all(written)):
             return None
         held.add(walk.var)
-        return relax.op.call_dps_packed(f"{HELD}{axis}", relax.Tuple(list(fields)), call.ty)
+        return relax.op.call_dps_packed(f"{HELD}{axis}", call.args[0], call.ty)
 
     return rewrite(module, rule)
 
@@ -151,7 +152,7 @@ def write_in_place(module: tvm.IRModule, calls: Sequence[Call]) -> tuple[tvm.IRM
     whole: dict[Any, Any] = {}  # concatenation -> the tensor that its writers hand on
 
     def call_tir(function: Any, args: Sequence[Any], ty: Any) -> Any:
-        """A call whose operands may lie in slices, and its function."""
+        """A call of ``function``, or of its form for operands that lie in slices."""
         places = {i: plan.inside[arg].place for i, arg in enumerate(args) if arg in plan.inside}
         function = library.moved(function, places)
         now = [whole[plan.inside[arg].whole] if arg in plan.inside else substitute(arg, new) for arg in args]

@@ -101,6 +101,11 @@ class _Rewrite:
         self.new = {tensor: tirx.decl_buffer(place.shape, tensor.dtype, tensor.name, data_alignment=tensor.data_alignment)}
         self.first: dict[Any, Expr] = {tensor: 0}
         """Where a view begins in the tensor."""
+        shape, trailing = tuple(int(d) for d in tensor.shape), len(place.shape) - place.axis
+        self.leading = shape[:-trailing]
+        """Extents of the axes before that along which the slice is cut; they may be other ones than the slice's."""
+        self.has_axes = shape[-trailing:] == place.own_shape[place.axis :] and prod(shape) == prod(place.own_shape)
+        """Whether the other axes are the slice's."""
         self.fails = False
 
     def loop(self, loop: tirx.For) -> tirx.For:
@@ -126,7 +131,7 @@ class _Rewrite:
         if new is None:
             return store
         if store.buffer.same_as(self.tensor):
-            if not self._has_axes:
+            if self._misses_axes():
                 return store
             return tirx.BufferStore(new, store.value, self._axes(store.indices))
         start, lanes = self._vector(store.buffer, store.indices[0])
@@ -145,7 +150,7 @@ class _Rewrite:
         if new is None:
             return load
         if load.source.same_as(self.tensor):
-            if not self._has_axes:
+            if self._misses_axes():
                 return load
             return tirx.BufferLoad(new, self._axes(load.indices))
         start, lanes = self._vector(load.source, load.indices[0])
@@ -157,41 +162,39 @@ class _Rewrite:
 
     def region(self, region: tvm.ir.TensorRegion) -> tvm.ir.TensorRegion:
         new = self.new.get(region.source)
-        if new is None or not self._has_axes:
+        if new is None or self._misses_axes():
             return region
         starts, extents = self._axes([r.min for r in region.region]), [r.extent for r in region.region]
-        leading = len(extents) - self._trailing
-        self.fails |= leading != self.place.axis and any(int(extent) != 1 for extent in extents[:leading])
-        extents = [1] * self.place.axis + extents[leading:] if leading != self.place.axis else extents
+        if self._is_reshaped:
+            count = len(self.leading)
+            self.fails |= any(int(extent) != 1 for extent in extents[:count])
+            extents = [1] * self.place.axis + extents[count:]
         ranges = [tvm.ir.Range.from_min_extent(s, e) for s, e in zip(starts, extents, strict=True)]
         return tirx.BufferRegion(new, ranges)
 
-    @property
-    def _trailing(self) -> int:
-        """Number of axes from that of the slice on."""
-        return len(self.place.shape) - self.place.axis
+    def _misses_axes(self) -> bool:
+        """Notes that an access by axes fails where the tensor has not those of the slice."""
+        self.fails |= not self.has_axes
+        return not self.has_axes
 
     @property
-    def _has_axes(self) -> bool:
-        """Whether the tensor has the axes of the slice from that along which it is cut on; it fails where those are needed."""
-        shape, own = [int(d) for d in self.tensor.shape], self.place.own_shape
-        found = tuple(shape[-self._trailing :]) == own[self.place.axis :] and prod(shape) == prod(own)
-        self.fails |= not found
-        return found
+    def _is_reshaped(self) -> bool:
+        """Whether the axes before that of the slice are other ones than the slice's."""
+        return self.leading != self.place.shape[: self.place.axis]
 
     def _axes(self, indices: Any) -> list[Expr]:
         """Indices along the axes of the slice in the whole tensor."""
-        place, count = self.place, len(indices) - self._trailing
+        count = len(self.leading)
         leading, (first, *others) = list(indices[:count]), indices[count:]
-        if tuple(int(d) for d in self.tensor.shape[:count]) != place.shape[: place.axis]:
+        if self._is_reshaped:
             position: Expr = 0
-            for index, extent in zip(leading, self.tensor.shape[:count], strict=True):
+            for index, extent in zip(leading, self.leading, strict=True):
                 position = position * extent + index
             leading = []
-            for extent in reversed(place.shape[: place.axis]):
+            for extent in reversed(self.place.shape[: self.place.axis]):
                 leading.insert(0, self.analyzer.simplify(position % extent))
                 position = position // extent
-        return [*leading, first + place.start, *others]
+        return [*leading, first + self.place.start, *others]
 
     def _vector(self, view: Any, index: Expr) -> tuple[Expr, int]:
         """First element in the slice and number of elements of a vector that is accessed."""
