@@ -40,30 +40,42 @@ SPECS: tuple[ks.Kernel, ...] = (
 BESIDE = 77
 
 
-@pytest.mark.parametrize("target", ["native", "x86-64"])
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{type(s).__name__}-{'x'.join(map(str, s.out_shape))}")
+OPERANDS = ("x", "a", "b", "residual")
+
+
+def each_kernel(test: Any) -> Any:
+    """Runs a test for every kernel of SPECS, with two register files."""
+    test = pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{type(s).__name__}-{'x'.join(map(str, s.out_shape))}")(test)
+    return pytest.mark.parametrize("target", ["native", "x86-64"])(test)
+
+
+def prepared(spec: ks.Kernel, target: str) -> tuple[Any, list[np.ndarray], np.ndarray]:
+    """A kernel, its arguments with the constants as it wants them, and what it computes of them."""
+    chosen = get_target(target)
+    template = template_for(spec, chosen)
+    tile, args = template.default(spec, chosen), tensors(spec)
+    expected = run(spec, tile, args, chosen)
+    constant = [i for i, name in enumerate(argument_names(spec)) if name not in OPERANDS]
+    for i, value in zip(constant, template.pack(spec, tile, [args[i] for i in constant]), strict=True):
+        args[i] = value
+    return template.emit(spec, tile, "main"), args, expected
+
+
+@each_kernel
 def test_slice_holds_the_result(spec: ks.Kernel, target: str) -> None:
-    chosen = get_target(target)
-    template = template_for(spec, chosen)
-    tile, args = template.default(spec, chosen), tensors(spec)
-    expected = run(spec, tile, args, chosen)
+    whole, args, expected = prepared(spec, target)
     place = Slice((*spec.out_shape[:-1], spec.out_shape[-1] + 13), len(spec.out_shape) - 1, 8, spec.out_shape[-1])
-    function = in_slice(template.emit(spec, tile, "main"), place)
+    function = in_slice(whole, place)
     assert function is not None
-    pack(args, spec, template, tile)
-    assert_slice(function, place, args, expected, chosen)
+    assert_slice(function, place, args, expected, get_target(target))
 
 
-@pytest.mark.parametrize("target", ["native", "x86-64"])
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: f"{type(s).__name__}-{'x'.join(map(str, s.out_shape))}")
-def test_slice_holds_an_operand(spec: ks.Kernel, target: str) -> None:
-    chosen = get_target(target)
-    template = template_for(spec, chosen)
-    tile, args = template.default(spec, chosen), tensors(spec)
-    expected = run(spec, tile, args, chosen)
-    pack(args, spec, template, tile)
-    function = template.emit(spec, tile, "main")
-    for index in [i for i, name in enumerate(argument_names(spec)) if name in ("x", "residual")]:
+@each_kernel
+def test_slices_hold_the_operands(spec: ks.Kernel, target: str) -> None:
+    function, args, expected = prepared(spec, target)
+    where = [i for i, name in enumerate(argument_names(spec)) if name in OPERANDS]
+    assert where
+    for index in where:
         shape = args[index].shape
         place = Slice((*shape[:-1], shape[-1] + 24), len(shape) - 1, 8, shape[-1])
         moved = in_slice(function, place, index)
@@ -72,14 +84,7 @@ def test_slice_holds_an_operand(spec: ks.Kernel, target: str) -> None:
         whole[..., 8 : 8 + shape[-1]] = args[index]
         function, args[index] = moved, whole
     everything = Slice(expected.shape, expected.ndim - 1, 0, expected.shape[-1])
-    assert_slice(function, everything, args, expected, chosen)
-
-
-def pack(args: list[np.ndarray], spec: ks.Kernel, template: Any, tile: Any) -> None:
-    """Replaces the constants among the arguments by what the kernel wants."""
-    constant = [i for i, n in enumerate(argument_names(spec)) if n not in ("x", "a", "b", "residual")]
-    for i, value in zip(constant, template.pack(spec, tile, [args[i] for i in constant]), strict=True):
-        args[i] = value
+    assert_slice(function, everything, args, expected, get_target(target))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 3])
