@@ -29,7 +29,7 @@ X = np.arange(4, dtype="float32")[None]
 
 
 def still_serves(server: Any, tiny: Path, manifest: Manifest) -> None:
-    with rpc.connect(server.board, timeout=10) as board, board.open(tiny, manifest, 1) as session:
+    with rpc.connect(server.board, timeout=60) as board, board.open(tiny, manifest, 1) as session:
         assert session.run({"x": X})["y"].tolist() == (X + 1).tolist()
 
 
@@ -116,7 +116,7 @@ def test_server_frozen_between_calls(own_server: Any, tiny: Path) -> None:
 
 def test_board_frozen_while_a_remote_tensor_is_freed(own_server: Any) -> None:
     """Freeing holds Python's lock and waits for the board: only another process can end that."""
-    board = rpc.connect(own_server.board, timeout=1)
+    board = rpc.connect(own_server.board, timeout=5)
     tensor = board.tensor(X, board.device())
     frozen = psutil.Process(own_server.process.pid).children(recursive=True)
     for process in frozen:
@@ -126,7 +126,7 @@ def test_board_frozen_while_a_remote_tensor_is_freed(own_server: Any) -> None:
     with pytest.raises(BoardError, match="no sign of life|hung up"):
         board.info()
     board.close()
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120
     for process in frozen:
         process.resume()
 
@@ -140,17 +140,17 @@ def test_absent_server() -> None:
 
 def test_busy_board_names_its_holder(server: Any) -> None:
     with rpc.connect(server.board):
-        assert "127.0.0.1" in greet("127.0.0.1", server.board.port, 5)["busy"]["who"]
+        assert "127.0.0.1" in greet("127.0.0.1", server.board.port, 60)["busy"]["who"]
         with pytest.raises(BoardError, match="busy: held by .*@.* from 127.0.0.1"):
             rpc.connect(server.board, timeout=0.5)
-    with rpc.connect(server.board, timeout=5):
+    with rpc.connect(server.board, timeout=60):
         pass
 
 
 def test_client_that_waits_gets_its_turn(server: Any) -> None:
     first = rpc.connect(server.board)
     threading.Timer(0.5, first.close).start()
-    with rpc.connect(server.board, timeout=10) as second:
+    with rpc.connect(server.board, timeout=60) as second:
         assert second.info()["protocol"] == 1
 
 
@@ -171,8 +171,8 @@ def test_silent_and_malformed_clients_block_nobody(server: Any, words: bytes) ->
     with socket.create_connection(("127.0.0.1", server.board.port)) as connection:
         connection.sendall(words)
         time.sleep(0.1)
-        assert greet("127.0.0.1", server.board.port, 3)["protocol"] == 1
-    with rpc.connect(server.board, timeout=10):
+        assert greet("127.0.0.1", server.board.port, 60)["protocol"] == 1
+    with rpc.connect(server.board, timeout=60):
         pass
 
 
@@ -219,10 +219,10 @@ def test_tvms_own_server_and_tracker_are_told_apart() -> None:
     stock = StockServer(host="127.0.0.1")
     tracker = Tracker(host="127.0.0.1")
     try:
-        assert identify("127.0.0.1", stock.port, 3) == "tvm-rpc-server"
-        assert identify("127.0.0.1", tracker.port, 3) == "tvm-rpc-tracker"
+        assert identify("127.0.0.1", stock.port, 60) == "tvm-rpc-server"
+        assert identify("127.0.0.1", tracker.port, 60) == "tvm-rpc-tracker"
         with pytest.raises(BoardError, match="tvm-rpc-server"):
-            rpc.connect(f"127.0.0.1:{stock.port}", timeout=3)
+            rpc.connect(f"127.0.0.1:{stock.port}", timeout=60)
     finally:
         stock.terminate()
         tracker.terminate()
@@ -231,6 +231,6 @@ def test_tvms_own_server_and_tracker_are_told_apart() -> None:
 def test_sigterm_ends_the_server_and_its_sessions(own_server: Any, native: Path) -> None:
     with rpc.connect(own_server.board):
         own_server.signal(signal.SIGTERM)
-        assert own_server.process.wait(5) == 0
+        assert own_server.process.wait(60) == 0
     with pytest.raises(BoardError):
         rpc.connect(own_server.board, timeout=1)

@@ -44,7 +44,7 @@ def test_profile(server: Any, tiny: Path, manifest_of: Any) -> None:
 def test_two_sessions_in_a_row_and_leaked_references(server: Any, tiny: Path, manifest_of: Any) -> None:
     leaked = []
     for _ in range(2):
-        board = rpc.connect(server.board, timeout=5)
+        board = rpc.connect(server.board, timeout=60)
         leaked.append((board, board.tensor(X, board.device()), board.open(tiny, manifest_of("x86_64"), 1)))
         board.close()
     assert len(leaked) == 2

@@ -19,8 +19,8 @@ from tvmflow.board.local import read_line, stop
 
 REPOSITORY = Path(__file__).parents[3]
 SECONDS = 300.0
-RUNS_AFTER_WAITS, RUNS_AFTER_SECONDS = 200, 0.5
-"""Waits for the client, or seconds of computing, after which a worker runs the model for certain: it opens it in 30 and 0.05."""
+MID_RUN_WAITS, MID_RUN_SECONDS = 200, 0.5
+"""Waits for the client, or seconds of computing, after which a worker is in mid-run: it opens a model in 30 and 0.05."""
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,12 @@ def server() -> Iterator[tuple[psutil.Process, int]]:
 
 
 def running_worker(server: psutil.Process) -> psutil.Process | None:
-    """The process that runs the client's job, the session's child, once it runs the model."""
+    """The process that runs the client's job, the session's child, once it is in the middle of it."""
     with suppress(psutil.NoSuchProcess):  # a session that answers a greeting only ends at once
         for session in server.children():
             for worker in session.children():
                 waits, seconds = worker.num_ctx_switches().voluntary, sum(worker.cpu_times()[:2])
-                if waits > RUNS_AFTER_WAITS or seconds > RUNS_AFTER_SECONDS:
+                if waits > MID_RUN_WAITS or seconds > MID_RUN_SECONDS:
                     return worker
     return None
 
@@ -53,9 +53,9 @@ def running_worker(server: psutil.Process) -> psutil.Process | None:
 @pytest.mark.parametrize(
     ("verb", "victim", "says"),
     [
-        ("run", "server", "the session ended with its server while asked to run the model"),
-        ("bench", "server", "the session ended with its server while asked to time"),
-        ("run", "worker", "the session was killed by SIGKILL while asked to run the model"),
+        ("run", "server", "the session ended with its server"),
+        ("bench", "server", "the session ended with its server"),
+        ("run", "worker", "the session was killed by SIGKILL"),
     ],
 )
 def test_killed_in_mid_run(
@@ -80,5 +80,6 @@ def test_killed_in_mid_run(
     finally:
         client.kill()
     assert client.returncode == 3, said
-    assert f"error: 127.0.0.1:{port}: {says}" in said and "Traceback" not in said
+    # with what it was busy depends on how fast this machine is
+    assert f"error: 127.0.0.1:{port}: {says} while asked to " in said and "Traceback" not in said
     assert out == ""
