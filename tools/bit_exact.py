@@ -204,7 +204,7 @@ def compiled(model: Model, target: Target, tuning_log: str, path: Path) -> Path:
 
     scheduled, _ = schedule(model, target, open_log(tuning_log, target, path.parent).lookup)
     manifest = Manifest(target.name, target.arch, target.features, model.inputs, model.outputs, "int8")
-    return package(compile_module(scheduled.module, target).executable, manifest, (), target, path).path
+    return package(compile_module(scheduled.module, target), manifest, (), target, path).path
 
 
 def measure(place: Place, ref: Reference, tuning_log: str, folder: Path) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import tvm
 from tvm import relax
 
+from tvmflow.build.artifact import link_program
 from tvmflow.build.compile import compile_module
+from tvmflow.flow.lower import library_runner
 from tvmflow.schedule.generic import _schedule
 from tvmflow.target import get_target
 
@@ -69,25 +72,28 @@ def module_of(graph: Graph, shape: tuple[int, ...]) -> tvm.IRModule:
     return builder.get()
 
 
+def computed(graph: Graph, folder: Path, x: np.ndarray, row: np.ndarray) -> np.ndarray:
+    native = get_target("native")
+    link_program(compile_module(module_of(graph, x.shape), native), native, folder / f"{graph.__name__}.so")
+    return library_runner(folder / f"{graph.__name__}.so")([x, row])[0]
+
+
 @pytest.mark.parametrize("channels", [1, 3, 7, 16, 40, 64])
 @pytest.mark.parametrize(("graph", "expected"), GRAPHS, ids=[g.__name__ for g, _ in GRAPHS])
-def test_equals_numpy(graph: Graph, expected: Callable[..., np.ndarray], channels: int) -> None:
+def test_equals_numpy(graph: Graph, expected: Callable[..., np.ndarray], channels: int, tmp_path: Path) -> None:
     shape = (2, 13, 17, channels)
     rng = np.random.default_rng(channels)
     x, row = rng.standard_normal(shape, np.float32), rng.standard_normal((1, 1, 1, channels), np.float32)
-    built = compile_module(module_of(graph, shape), get_target("native"))
-    machine = relax.VirtualMachine(built.executable, tvm.cpu())
-    got = machine["main"](tvm.runtime.tensor(x), tvm.runtime.tensor(row)).numpy()
+    got = computed(graph, tmp_path, x, row)
     np.testing.assert_allclose(got, expected(x, row), rtol=2e-4, atol=2e-5)
 
 
-def test_shared_among_threads_gives_the_same() -> None:
+def test_shared_among_threads_gives_the_same(tmp_path: Path) -> None:
     """A tensor large enough for several threads."""
     shape = (1, 64, 96, 40)
     x, row = np.random.default_rng(0).standard_normal(shape, np.float32), np.ones((1, 1, 1, 40), np.float32)
     for graph, expected in GRAPHS[:4]:
-        machine = relax.VirtualMachine(compile_module(module_of(graph, shape), get_target("native")).executable, tvm.cpu())
-        got = machine["main"](tvm.runtime.tensor(x), tvm.runtime.tensor(row)).numpy()
+        got = computed(graph, tmp_path, x, row)
         np.testing.assert_allclose(got, expected(x, row), rtol=2e-4, atol=2e-5)
 
 

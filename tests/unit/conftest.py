@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from tvmflow.build.artifact import Artifact, SelfTests, package
-from tvmflow.build.manifest import Layer, Manifest, Provenance, SelfTest, Vector
+from tvmflow.build.manifest import Layer, Manifest, Provenance, SelfTest, Vector, Workspace
 from tvmflow.model import TensorInfo
 from tvmflow.target import Target, get_target
+
+if TYPE_CHECKING:
+    from tvmflow.build.compile import Built
 
 ROWS, COLUMNS = 3, 40
 WEIGHT = np.random.RandomState(0).randint(-9, 9, (COLUMNS, 7)).astype("float32")
@@ -34,6 +37,15 @@ def module() -> Any:
     return builder.get()
 
 
+def by_stock_tvm(target: Target) -> Built:
+    """The model, which then has its constants in the VM."""
+    from tvm import relax
+
+    from tvmflow.build.compile import Built
+
+    return Built(relax.build(module(), target.host()), (), Workspace(), ())
+
+
 def expected(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     return [np.maximum(x @ WEIGHT, 0), x + y]
 
@@ -49,7 +61,7 @@ class Compiled:
     """The model for one target, before it is packaged."""
 
     target: Target
-    executable: Any
+    built: Built
 
     vector = staticmethod(vector)
 
@@ -71,21 +83,19 @@ class Compiled:
 
     def package(self, out: Path, vectors: list[Vector] | SelfTests | None = None, **changes: Any) -> Artifact:
         return package(
-            self.executable, self.manifest(**changes), [vector(1), vector(2)] if vectors is None else vectors, self.target, out
+            self.built, self.manifest(**changes), [vector(1), vector(2)] if vectors is None else vectors, self.target, out
         )
 
 
 @pytest.fixture(scope="session")
 def compiled() -> Callable[[str], Compiled]:
     """``compiled(target name)``."""
-    from tvm import relax
-
     done: dict[str, Compiled] = {}
 
     def build(name: str) -> Compiled:
         if name not in done:
             target = get_target(name)
-            done[name] = Compiled(target, relax.build(module(), target.host()))
+            done[name] = Compiled(target, by_stock_tvm(target))
         return done[name]
 
     return build

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import tvm
 from tvm import relax
 
 from tvmflow.build import compile as build
+from tvmflow.build.artifact import link_program
 from tvmflow.build.compile import Built, compile_module
+from tvmflow.flow.lower import library_runner
 from tvmflow.kernels.call import kernel_call
 from tvmflow.kernels.interpret import interpret
 from tvmflow.kernels.spec import Lookup, Pool2d
@@ -158,15 +161,14 @@ CASES: dict[Graph, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("graph", CASES, ids=lambda g: g.__name__)
-def test_values_writers_and_memory(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_writers_and_memory(graph: Graph, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     module = module_of(graph)
     program = built(module)
     x = np.random.default_rng(1).integers(0, 256, SHAPE).astype(np.uint8)
-    machine = relax.VirtualMachine(program.executable, tvm.cpu())
+    link_program(program, get_target("native"), tmp_path / "program.so")
+    run = library_runner(tmp_path / "program.so")
     for _ in range(2):  # the second run finds the first one's memory
-        result = machine["main"](tvm.runtime.tensor(x))
-        got = [r.numpy() for r in result] if not hasattr(result, "numpy") else [result.numpy()]
-        for mine, expected in zip(got, interpret(module, [x])[0], strict=True):
+        for mine, expected in zip(run([x]), interpret(module, [x])[0], strict=True):
             np.testing.assert_array_equal(mine, expected)
 
     writers, copies = CASES[graph]

@@ -310,7 +310,7 @@ def test_inputs_at_any_address(borrowed: tuple[str, ...], locked: bool, tmp_path
     facts = Manifest(
         target.name, target.arch, target.features, infos[:1], infos[1:], "int8", borrowed=borrowed, self_test=SelfTest()
     )
-    path = package(compile_module(model.module, target).executable, facts, [], target, tmp_path / "q.so").path
+    path = package(compile_module(model.module, target), facts, [], target, tmp_path / "q.so").path
     values = np.arange(16 * 64, dtype=np.float32).reshape(16, 64) % 61
     with load(path, threads=1) as session:
         for offset in range(0, 64, 4):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tvmflow.build.elf import data_object
+from tvmflow.build.elf import constant_object, data_object
 from tvmflow.build.link import find_linker, link
 from tvmflow.build.manifest import (
     DIGEST,
@@ -32,7 +32,7 @@ from tvmflow.errors import EnvironmentProblem
 from tvmflow.target import Target
 
 if TYPE_CHECKING:
-    from tvm.relax import VMExecutable
+    from tvmflow.build.compile import Built
 
 
 SelfTests = Callable[[Path], Sequence[Vector]]
@@ -68,15 +68,29 @@ class Artifact:
         return Artifact(out, self.manifest)
 
 
-def package(
-    executable: VMExecutable, manifest: Manifest, vectors: Sequence[Vector] | SelfTests, target: Target, out: str | Path
-) -> Artifact:
+def link_program(built: Built, target: Target, out: Path) -> None:
+    """Link a built program, and nothing about itself, into the shared library ``out``."""
+    with tempfile.TemporaryDirectory(prefix="tvmflow-build-") as folder:
+        link(_objects(built, target, Path(folder)), out, target)
+
+
+def _objects(built: Built, target: Target, folder: Path) -> list[Path]:
+    """Object files of a program: its code, and the constants that the code reads."""
+    from tvmflow.build.constants import ALIGNMENT, SECTION, SYMBOL
+
+    made = built.executable.export_library("", fcompile=lambda _out, objects: objects, workspace_dir=str(folder))
+    constants = folder / "constants.o"
+    constants.write_bytes(constant_object(SECTION, SYMBOL, built.constants, ALIGNMENT, target.arch))
+    return [*map(Path, made), constants]
+
+
+def package(built: Built, manifest: Manifest, vectors: Sequence[Vector] | SelfTests, target: Target, out: str | Path) -> Artifact:
     """Link a built Relax program and what it says about itself into one shared library at ``out``.
 
     Parameters
     ----------
-    executable : what ``relax.build`` returned for ``target``. It must not have been run: TVM's VM writes an entry into it for
-        each constant, which would change the file and make every later load print a warning for each of them.
+    built : the program for ``target``. It must not have been run: TVM's VM writes an entry into it for each constant of its own,
+        which would change the file and make every later load print a warning for each of them.
     manifest : everything known about the model; the linker's name and the digest are filled in here
     vectors : self-test inputs and the outputs they must give, or a function that makes them with the linked program, whose path
         (without manifest) it gets; code is generated only once
@@ -90,7 +104,7 @@ def package(
     def build(temporary: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="tvmflow-build-") as name:
             folder = Path(name)
-            objects = [Path(o) for o in executable.export_library("", fcompile=lambda _out, made: made, workspace_dir=name)]
+            objects = _objects(built, target, folder)
             found = vectors
             if callable(found):
                 link(objects, folder / "plain.so", target)

@@ -11,6 +11,7 @@ from tvm import relax
 from tvmflow.build import cuda
 from tvmflow.build.calls import Call, bindings, borrowed, kernel_calls, workspace
 from tvmflow.build.concat import hold_concats, write_in_place
+from tvmflow.build.constants import place_constants
 from tvmflow.build.context import code_generation
 from tvmflow.build.manifest import Workspace
 from tvmflow.schedule.cuda_generic import with_identifiers
@@ -28,6 +29,8 @@ class Built:
     workspace: Workspace
     borrowed: tuple[int, ...]
     """Positions of the inputs that may lie at any address."""
+    constants: bytes = b""
+    """What the kernels expect in the section of :mod:`tvmflow.build.constants`."""
 
 
 def lower(module: tvm.IRModule, target: Target) -> tuple[tvm.IRModule, tuple[Call, ...], Workspace, tuple[int, ...]]:
@@ -82,7 +85,9 @@ def compile_module(module: tvm.IRModule, target: Target) -> Built:
     """
     with code_generation(target) as device:
         lowered, calls, memory, anywhere = lower(module, target)
+        # a GPU has a memory of its own, to which the VM copies its constants
+        lowered, constants = (lowered, b"") if target.cuda else place_constants(lowered)
         executable = relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
     if target.cuda:
         cuda.expect_machine_code(executable.mod)
-    return Built(executable, calls, memory, anywhere)
+    return Built(executable, calls, memory, anywhere, constants)

@@ -1,7 +1,7 @@
 """The manifest: what a compiled file says about itself, and how to read it without running the file.
 
-An artifact is a shared library with three extra sections. ``.tvmflow.manifest`` is JSON, ``.tvmflow.selftest`` an npz with inputs
-and expected outputs, ``.tvmflow.sha256`` the digest of the whole file with these 32 bytes set to zero.
+An artifact is a shared library with three sections that are never mapped. ``.tvmflow.manifest`` is JSON, ``.tvmflow.selftest`` an
+npz with inputs and expected outputs, ``.tvmflow.sha256`` the digest of the whole file with these 32 bytes set to zero.
 """
 
 from __future__ import annotations

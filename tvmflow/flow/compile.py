@@ -151,7 +151,7 @@ def work(job: Job, directory: Path, progress: Progress) -> CompileReport:
     manifest = describe(lowered, target, kernels, built, constant_bytes(scheduled.module), log.name)
     name = f"{lowered.model.name}-{target.name}-{lowered.precision}.so"
     with trace.stage("package"):
-        artifact = package(built.executable, manifest, _tests(lowered, target, progress), target, Path(job.folder) / name)
+        artifact = package(built, manifest, _tests(lowered, target, progress), target, Path(job.folder) / name)
     return CompileReport(
         artifact=str(artifact.path),
         bytes=artifact.bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -199,30 +200,28 @@ def host_runner(module: tvm.IRModule) -> Executable:
 
     Integer kernels give the same bits here as on any target, so this is also how the expected outputs of self-tests are made.
     """
+    from tvmflow.build.artifact import link_program
     from tvmflow.build.compile import compile_module
     from tvmflow.schedule.apply import schedule
     from tvmflow.schedule.lower_float import lower_float
 
     native = get_target("native")
     scheduled, _ = schedule(lower_float(Model(module, (), (), "host")), native)
-    return _runner(compile_module(scheduled.module, native).executable)
+    with tempfile.TemporaryDirectory(prefix="tvmflow-host-") as folder:
+        library = Path(folder) / "host.so"
+        link_program(compile_module(scheduled.module, native), native, library)
+        return library_runner(library)
 
 
 def library_runner(library: Path) -> Executable:
-    """A compiled program, linked for this machine, as a function on numpy arrays."""
-    import tvm
-
-    return _runner(tvm.runtime.load_module(str(library)))
-
-
-def _runner(program: Any) -> Executable:
+    """A compiled program, linked for this machine, as a function on numpy arrays. The file is needed for the call only."""
     import tvm
     from tvm.runtime.vm import VirtualMachine
 
     from tvmflow.runtime.threads import prepare_thread_pool
 
     prepare_thread_pool(cpu.physical_cores())
-    machine = VirtualMachine(program, tvm.cpu())
+    machine = VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
 
     def run(arguments: Sequence[np.ndarray]) -> list[np.ndarray]:
         result = machine["main"](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arguments])
