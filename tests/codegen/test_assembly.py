@@ -32,6 +32,7 @@ INSTRUCTION = {
     "maddwd512": r"^vpmaddwd\b.*%zmm",
     "maddwd256": r"^vpmaddwd\b.*%ymm",
     "maddwd128": r"^pmaddwd\b.*%xmm",
+    "sse2": r"^pmaddwd\b.*%xmm",
     "neon": r"^sm(la|ul)l2?\b",
     "sdot": r"^sdot\b",
     "fma512": r"^vfmadd(213|231)ps\b.*%zmm",
@@ -48,6 +49,7 @@ SPILLS = {
     ("vnni512", "first"): 10,  # with the constants of the epilogue that a pipeline lays between the multiplies
     ("fma512", "first"): 4,  # the steps unrolled: 107 us, where the tile that does not spill takes 119
     ("maddwd128", "depthwise"): 1,
+    ("sse2", "depthwise"): 1,
     ("sdot", "depthwise"): 2,
     ("neon_f32", "depthwise"): 1,
 }

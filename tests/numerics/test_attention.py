@@ -23,7 +23,7 @@ from tvmflow.schedule.attention import AttentionTile
 from tvmflow.schedule.fuse_attention import fuse_attention
 from tvmflow.schedule.fuse_float_attention import fuse_float_attention
 
-INSTRUCTIONS = runnable(("vnni512", "vnni256", "maddwd512", "maddwd256", "maddwd128", "neon", "generic"))
+INSTRUCTIONS = runnable(("vnni512", "vnni256", "maddwd512", "maddwd256", "maddwd128", "sse2", "neon", "generic"))
 FLOAT = runnable(("fma512", "fma256", "fma128", "sse", "generic_f32"))
 DEPTHS = st.sampled_from((4, 8, 12, 20, 36))
 ROWS = st.sampled_from((1, 2, 5, 16, 17, 33))

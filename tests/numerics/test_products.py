@@ -19,7 +19,7 @@ from tvmflow.target import Target, get_target
 AWKWARD = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 24, 33))
 ACTIVATIONS = st.sampled_from(("", "", "gelu", "silu", "sigmoid", "tanh", "erf"))
 SMALL = st.sampled_from((1, 2, 3, 5, 7, 13))
-INTEGER = runnable(("vnni512", "vnni256", "maddwd512", "maddwd256", "maddwd128", "neon", "generic"))
+INTEGER = runnable(("vnni512", "vnni256", "maddwd512", "maddwd256", "maddwd128", "sse2", "neon", "generic"))
 FLOAT = runnable(("fma512", "fma256", "sse", "generic_f32"))
 QUICK = settings(max_examples=12, deadline=None, derandomize=True)
 
@@ -157,7 +157,7 @@ def test_sums_beyond_every_byte() -> None:
     bias = np.where(rng.integers(2, size=80), rng.integers(-(2**30), 2**30, 80), bias).astype(np.int32)
     multiplier = np.where(rng.integers(2, size=80), multiplier * 1e6, multiplier).astype(np.float32)
     args = [x, weight, bias, multiplier, quant]
-    for name in runnable(("vnni512", "vnni256", "maddwd512", "maddwd256", "maddwd128")):
+    for name in runnable(("vnni512", "vnni256", "maddwd512", "maddwd256", "maddwd128", "sse2")):
         target = offering(name)
         got = run(spec, template_for(spec, target).default(spec, target), list(args), target)
         np.testing.assert_array_equal(got, run_kernel(spec, args))
@@ -181,7 +181,7 @@ def test_saturating_inputs_do_not_saturate_on_the_way() -> None:
     x = np.full((1, 4, 4, 64), 255, np.uint8)
     weight = np.full((16, 3, 3, 64), 127, np.int8)
     args = [x, weight, np.zeros(16, np.int32), np.ones(16, np.float32), np.array([0, 0, 0, 255], np.int32)]
-    for name in runnable(("vnni512", "maddwd512", "maddwd256", "maddwd128")):
+    for name in runnable(("vnni512", "maddwd512", "maddwd256", "maddwd128", "sse2")):
         tile = template_for(spec, offering(name)).default(spec, offering(name))
         got = run(spec, tile, list(args), get_target("native"))
         np.testing.assert_array_equal(got, np.full(spec.out_shape, 255.0 * 127 * 576, np.float32))

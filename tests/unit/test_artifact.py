@@ -82,10 +82,10 @@ def test_another_process_gives_the_same_bytes(artifact: Artifact, tmp_path: Path
     program = f"""
         import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})
         from pathlib import Path
-        from tests.unit.conftest import Compiled, by_stock_tvm
+        from tests.unit.conftest import Compiled, by_stock_tvm, module
         from tvmflow.target import get_target
         target = get_target("native")
-        Compiled(target, by_stock_tvm(target)).package(Path("again.so"))
+        Compiled(target, by_stock_tvm(module(), target)).package(Path("again.so"))
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "again.so").read_bytes() == artifact.path.read_bytes()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.unit.conftest import COLUMNS, ROWS, Compiled, expected
+from tests.unit.conftest import COLUMNS, ROWS, Compiled, by_stock_tvm, expected
 from tvmflow.build.artifact import Artifact
 from tvmflow.runtime.session import load
 from tvmflow.target import get_target
@@ -60,7 +60,7 @@ def test_two_runs_are_under_way_at_the_same_time(tmp_path: Path) -> None:
             outputs = builder.emit_output(relax.Tuple([relax.op.multiply(met, y), met]))
         builder.emit_func_output(outputs)
     target = get_target("native")
-    native = Compiled(target, relax.build(builder.get(), target.host()))
+    native = Compiled(target, by_stock_tvm(builder.get(), target))
     path = native.package(tmp_path / "meeting.so").path
     run: Callable[[int], Any] = lambda seed: load(path, threads=1)(*integers(seed))
     with ThreadPoolExecutor(2) as pool:

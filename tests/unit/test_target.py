@@ -59,6 +59,7 @@ def test_instructions_exist_and_the_cpu_has_them(name: str) -> None:
         "vnni256": {"avx512_vnni", "avx_vnni"},
         "maddwd512": {"avx512bw"},
         "maddwd256": {"avx2"},
+        "maddwd128": {"sse4_1"},
         "fma512": {"avx512f"},
         "fma256": {"fma"},
         "sdot": {"asimddp"},
@@ -68,7 +69,7 @@ def test_instructions_exist_and_the_cpu_has_them(name: str) -> None:
     if target.cuda is None:
         for dot in (*target.int8.dot, *target.float32):
             assert dot in BY_NAME
-            assert needs.get(dot, set(target.features)) & set(target.features) or dot in ("maddwd128", "sse")
+            assert needs.get(dot, set(target.features)) & set(target.features) or dot in ("sse2", "sse")
 
 
 def test_rpi4_has_no_dot_product_and_no_cryptography() -> None:
