@@ -11,7 +11,7 @@ from elftools.elf.elffile import ELFFile
 
 from tvmflow.build.artifact import link_program
 from tvmflow.build.compile import Built, compile_module
-from tvmflow.build.constants import ALIGNMENT, SECTION
+from tvmflow.build.constants import ALIGNMENT, LARGE, PAGE, SECTION, _Section
 from tvmflow.build.elf import MACHINES, constant_object
 from tvmflow.flow.lower import library_runner
 from tvmflow.kernels.call import kernel_call
@@ -58,6 +58,14 @@ def test_each_constant_is_stored_once_and_aligned(tmp_path: Path) -> None:
     assert len(program.constants) == 512
     (got,) = run(program, tmp_path, X)
     np.testing.assert_array_equal(got, first[second[first[X]]])
+
+
+def test_large_constants_lie_where_an_allocator_puts_them() -> None:
+    section, sizes = _Section(), (5, LARGE, 64, LARGE + 1, LARGE)
+    offsets = [int(section.offset(np.full(size, i, np.uint8))) for i, size in enumerate(sizes)]
+    assert [offset % PAGE for offset, size in zip(offsets, sizes, strict=True) if size >= LARGE] == [ALIGNMENT] * 3
+    for i, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
+        assert offset % ALIGNMENT == 0 and section.content[offset : offset + size] == bytes([i]) * size
 
 
 def test_the_file_holds_them_once(tmp_path: Path) -> None:

@@ -76,11 +76,11 @@ def link_program(built: Built, target: Target, out: Path) -> None:
 
 def _objects(built: Built, target: Target, folder: Path) -> list[Path]:
     """Object files of a program: its code, and the constants that the code reads."""
-    from tvmflow.build.constants import ALIGNMENT, SECTION, SYMBOL
+    from tvmflow.build.constants import PAGE, SECTION, SYMBOL
 
     made = built.executable.export_library("", fcompile=lambda _out, objects: objects, workspace_dir=str(folder))
     constants = folder / "constants.o"
-    constants.write_bytes(constant_object(SECTION, SYMBOL, built.constants, ALIGNMENT, target.arch))
+    constants.write_bytes(constant_object(SECTION, SYMBOL, built.constants, PAGE, target.arch))
     return [*map(Path, made), constants]
 
 
