@@ -25,7 +25,7 @@ class Server:
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.log = folder / "server.log"
-        environment = os.environ | {"TVM_USE_RUNTIME_LIB": "1", "PYTHONPATH": str(REPOSITORY)}
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tvmflow.board.server", "--port", "0", *arguments],

@@ -18,7 +18,7 @@ import tvmflow.runtime.session as session_module
 from tvmflow.build.artifact import Artifact, package
 from tvmflow.build.manifest import Manifest, SelfTest, read_self_test
 from tvmflow.errors import ArtifactError, DataError, EnvironmentProblem
-from tvmflow.runtime import cpu
+from tvmflow.runtime import cpu, library
 from tvmflow.runtime.session import Session, check_machine, load
 from tvmflow.runtime.verify import max_abs_error, verify
 
@@ -252,12 +252,69 @@ def test_runtime_without_the_compiler(artifact: Artifact) -> None:
             assert len(session.benchmark(inputs, 2)) == 2
         maps = open("/proc/self/maps").read()
         print("libtvm_runtime" in maps, "libtvm_compiler" in maps)
-        print(sorted({"tvm.relax", "onnx", "onnxruntime", "typer", "rich", "xgboost"} & set(sys.modules)))
+        print(sorted({"tvm", "torch", "onnx", "onnxruntime", "typer", "rich", "xgboost"} & set(sys.modules)))
         """,
         artifact.path,
-        TVM_USE_RUNTIME_LIB="1",
     )
     assert said.split("\n")[:2] == ["True False", "[]"]
+
+
+def test_beside_tvm_and_torch(artifact: Artifact) -> None:
+    """A session takes no notice of who else uses TVM or torch in the process, and leaves both usable."""
+    said = in_fresh_process(
+        """
+        import importlib.util, sys
+        import numpy as np
+        from tvmflow.runtime.session import load
+        inputs = {name: np.ones((3, 40), "float32") for name in "xy"}
+        first = load(sys.argv[1], threads=1)
+        wanted = first.run(inputs)["sum"]
+        if importlib.util.find_spec("torch"):
+            import torch
+            assert (first(torch.ones(3, 40), torch.ones(3, 40))[0] == wanted).all()
+        import tvm
+        from tvm import relax
+        builder, x = relax.BlockBuilder(), relax.Var("x", relax.TensorType((4,), "float32"))
+        with builder.function("main", [x]):
+            builder.emit_func_output(builder.emit(relax.op.add(x, x)))
+        machine = relax.VirtualMachine(relax.build(builder.get(), tvm.target.Target("llvm")), tvm.cpu())
+        assert (machine["main"](tvm.runtime.tensor(np.ones(4, "float32"))).numpy() == 2).all()
+        second = load(sys.argv[1], threads=1)
+        for session in (first, second):
+            assert (session.run(inputs)["sum"] == wanted).all()
+        print("fine")
+        """,
+        artifact.path,
+    )
+    assert said == "fine\n"
+
+
+def test_close_gives_the_file_back(artifact: Artifact) -> None:
+    said = in_fresh_process(
+        """
+        import sys
+        import numpy as np
+        from tvmflow.runtime.session import load
+        with load(sys.argv[1], threads=1) as session:
+            outputs = session(*(np.ones((3, 40), "float32") for _ in "xy"))
+            print(sys.argv[1] in open("/proc/self/maps").read(), end=" ")
+        print(sys.argv[1] in open("/proc/self/maps").read(), outputs[0].shape)
+        """,
+        artifact.path.resolve(),
+    )
+    assert said.startswith("True False")
+
+
+def test_no_tvm_is_an_environment_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(EnvironmentProblem, match="TVM is not installed"):
+        library.load_runtime()
+
+
+def test_runtime_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "LIBRARIES", ("tvm_runtime_absent",))
+    with pytest.raises(EnvironmentProblem, match="can't be loaded.*libtvm_runtime_absent"):
+        library.load_runtime()
 
 
 @pytest.mark.skipif(cpu.physical_cores() < 2, reason="needs two cores")

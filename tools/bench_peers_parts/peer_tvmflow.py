@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import tvm  # noqa: F401  # before the clock of the first load starts, as the others' runtimes are
 from bench_peers_parts.worker import Run
 
 from tvmflow import __version__
 from tvmflow.flow import compile
+from tvmflow.runtime.library import load_runtime
 from tvmflow.runtime.session import load
+
+load_runtime()  # before the clock of the first load starts, as the others' runtimes are
 
 
 def version() -> str:

@@ -18,8 +18,6 @@ from bench_peers_parts.environments import ROOT, Unavailable, environment, last_
 PRIORITY = "-15"
 """Of the autogroup: on Linux with autogroups (CONFIG_SCHED_AUTOGROUP) `nice` only acts inside of a session."""
 WORKER = ("-m", "bench_peers_parts.worker")
-DEPLOYED = {"TVM_USE_RUNTIME_LIB": "1"}
-"""What serves models needs TVM's runtime; the compiler beside it is for those who develop."""
 LONGEST_LOAD = 600.0
 LONGEST_REPLY = 120.0
 LONGEST_PREPARE = 1800.0
@@ -47,7 +45,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment() | ({} if arguments[0] == "peak" else DEPLOYED),
+            env=environment(),
             cwd=ROOT,
             start_new_session=True,
         )

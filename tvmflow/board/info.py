@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tvmflow import __version__
 from tvmflow.board.cpuid import denied_features
 from tvmflow.board.wire import PROTOCOL
 from tvmflow.runtime import cpu
@@ -40,17 +43,20 @@ def board_info(workdir: str = "/tmp", root: Path = Path("/")) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what must fit together on both sides."""
-    import tvm
-    import tvm_ffi
-
-    import tvmflow
-
     return {
         "python": platform.python_version(),
-        "tvm": str(tvm.__version__),
-        "tvm_ffi": str(tvm_ffi.__version__),
-        "tvmflow": str(tvmflow.__version__),
+        "tvm": _version("apache-tvm", "tvm"),
+        "tvm_ffi": _version("apache-tvm-ffi", "tvm_ffi"),
+        "tvmflow": __version__,
     }
+
+
+def _version(package: str, module: str) -> str:
+    """Of an installed package, or of the module where it was not installed by pip: importing takes a board seconds."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return str(importlib.import_module(module).__version__)
 
 
 def memory(root: Path = Path("/")) -> dict[str, int]:

@@ -16,7 +16,7 @@ from tvmflow.board.registry import LOCAL, Board
 from tvmflow.errors import BoardError
 
 START_SECONDS = 120.0
-"""An emulated board imports TVM in about five seconds; a loaded machine may need several times that."""
+"""A board starts in a second or two; a loaded or emulated machine may need many times that."""
 
 
 @contextmanager
@@ -26,11 +26,9 @@ def local_board(command: Sequence[str] = (sys.executable, "-m", "tvmflow.board.s
 
     Raises BoardError with what the server printed when it does not come up.
     """
-    # The server needs the runtime only; without the compiler it starts in half the time.
-    environment = os.environ | {"TVM_USE_RUNTIME_LIB": "1"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [*command, "--port", "0", "--attached"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
+            [*command, "--port", "0", "--attached"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
         )
         try:
             yield Board(name=name, port=_listening_port(process, log, name))

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from tvmflow.runtime import library
 from tvmflow.runtime import profile as runtime
 
 
@@ -14,8 +15,5 @@ def profile(vm: Any, function: str, device: str, runs: int) -> str:
 
     ``vm`` is the virtual machine's module and ``function`` the name under which ``save_function`` kept a call.
     """
-    import tvm
-
-    handle = tvm.device(device, 0)
-    wait = handle.sync if device != "cpu" else lambda: None
+    wait = library.waiting_for(library.find_device(device))
     return json.dumps(asdict(runtime.profile(vm[function], wait, vm["set_instrument"], runs)))

@@ -40,7 +40,8 @@ from typing import Any
 from tvmflow.board.info import board_info
 from tvmflow.board.profile import profile
 from tvmflow.board.wire import GREETING, RPC_MAGIC, RPC_MISMATCH
-from tvmflow.runtime import cpu
+from tvmflow.errors import EnvironmentProblem
+from tvmflow.runtime import cpu, library
 from tvmflow.runtime.threads import prepare_thread_pool
 
 HANDSHAKE_SECONDS = 5.0
@@ -297,11 +298,9 @@ def _run_worker(connection: socket.socket, workdir: Path, limit: float, turn: in
 
 def _tell(connection: socket.socket, message: str) -> None:
     """The reason as TVM's exception packet: a client in mid-call raises it."""
-    from tvm.rpc import _ffi_api
-
     connection.setblocking(False)  # a frozen client must not freeze the session too
     with contextlib.suppress(RuntimeError, OSError):
-        _ffi_api.ReturnException(connection.fileno(), message)
+        library.function("rpc.ReturnException")(connection.fileno(), message)
     # To close with requests unread would reset the connection, and the client would lose the message.
     deadline = time.monotonic() + HANGUP_GRACE_SECONDS
     with contextlib.suppress(OSError):
@@ -316,14 +315,12 @@ def _tell(connection: socket.socket, message: str) -> None:
 
 
 def _worker(connection: socket.socket, workdir: str) -> None:
-    from tvm.rpc import _ffi_api
-
     os.chdir(workdir)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
         # Short of memory, the kernel shall take the job, not the server.
         Path("/proc/self/oom_score_adj").write_text("1000")
-    _ffi_api.ServerLoop(connection.fileno())
+    library.function("rpc.ServerLoop")(connection.fileno())
 
 
 def upload_path(name: str) -> str:
@@ -335,29 +332,23 @@ def upload_path(name: str) -> str:
 
 
 def use_device(name: str) -> bool:
-    """Loads TVM's library of a device, which ``import tvm`` does by itself only beside the compiler; whether there is one."""
-    import tvm
-    from tvm import libinfo
-    from tvm_ffi.libinfo import load_lib_ctypes
-
-    if tvm.base._RUNTIME_ONLY:
-        try:
-            load_lib_ctypes("tvm", f"tvm_runtime_{name}", "RTLD_LOCAL", extra_lib_paths=libinfo.package_lib_paths())
-        except (OSError, RuntimeError) as error:
-            log.warning("no %s device: %s", name, error)
-            return False
-    return bool(tvm.device(name, 0).exist)
+    """Loads TVM's library of a device; whether there is one."""
+    try:
+        library.find_device(name)
+    except EnvironmentProblem as problem:
+        log.warning("%s", problem.__cause__ or problem)
+        return False
+    return True
 
 
 def _register_functions() -> None:
     """The functions that clients call by name. Registered before the first fork; they act in the worker's folder."""
+    library.load_runtime()
     import tvm_ffi
-    from tvm.rpc import _ffi_api  # noqa: F401 - loads the RPC functions
-    from tvm.runtime import load_module
 
     functions: dict[str, Callable[..., str | Any]] = {
         "tvm.rpc.server.workpath": upload_path,
-        "tvm.rpc.server.load_module": lambda name: load_module(upload_path(name)),
+        "tvm.rpc.server.load_module": lambda name: tvm_ffi.load_module(upload_path(name), keep_module_alive=False),
         "tvmflow.board.profile": profile,
         "tvmflow.board.use_device": use_device,
         "tvmflow.board.info": lambda: json.dumps(board_info()),

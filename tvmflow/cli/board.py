@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,7 +80,6 @@ def _serve(
     session_limit: Annotated[float, typer.Option("--session-limit", min=1, help="Longest session, in seconds.")] = 3600.0,
 ) -> Output:
     """Serve this machine as a board, until interrupted. Prints `listening on HOST:PORT`."""
-    os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")  # read when TVM is imported: a server never compiles
     from tvmflow.board.server import ServerConfig, serve
 
     with contextlib.suppress(SystemExit):  # how the server ends on a signal

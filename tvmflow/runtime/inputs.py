@@ -9,6 +9,7 @@ import numpy as np
 
 from tvmflow.errors import DataError, nearest
 from tvmflow.model import TensorInfo
+from tvmflow.runtime import library
 
 
 class Port:
@@ -18,11 +19,12 @@ class Port:
     looked up once is looked up here.
     """
 
-    __slots__ = ("_dtype", "_info", "_lend", "_shape", "_where", "buffer")
+    __slots__ = ("_dtype", "_fill", "_info", "_lend", "_shape", "_where", "buffer")
 
-    def __init__(self, info: TensorInfo, buffer: Any, lend: Callable[..., Any] | None, where: str) -> None:
+    def __init__(self, info: TensorInfo, device: Any, lend: Callable[..., Any] | None, where: str) -> None:
         """``buffer`` is the program's tensor; ``lend`` makes one of a caller's array where the program reads at any address."""
-        self.buffer = buffer
+        self.buffer = library.empty(info.shape, info.dtype, device)
+        self._fill = library.function("runtime.TVMTensorCopyFromBytes")
         self._info, self._lend, self._where = info, lend, where
         self._shape, self._dtype = info.shape, np.dtype(info.dtype)
 
@@ -31,13 +33,13 @@ class Port:
         if self._lend is None:
             return self.copy(value)
         array = self._array(value)
-        if not array.flags.writeable:
-            return self.buffer.copyfrom(array)
-        return self._lend(array, require_alignment=self._dtype.itemsize)
+        return self._lend(array, require_alignment=self._dtype.itemsize) if array.flags.writeable else self.copy(array)
 
     def copy(self, value: Any) -> Any:
         """The program's tensor with a copy of ``value`` in it. Raises DataError."""
-        return self.buffer.copyfrom(self._array(value))
+        array = self._array(value)
+        self._fill(self.buffer, library.address(array), array.nbytes)
+        return self.buffer
 
     def _array(self, value: Any) -> np.ndarray:
         if type(value) is np.ndarray and value.shape == self._shape and value.dtype == self._dtype and value.flags.c_contiguous:

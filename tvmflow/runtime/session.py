@@ -1,4 +1,4 @@
-"""Session: a compiled model, loaded and ready to run. Needs TVM's runtime library only, never the compiler."""
+"""Session: a compiled model, loaded and ready to run. Needs TVM's C++ runtime, neither the compiler nor the package ``tvm``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from tvmflow.build.manifest import Manifest, read_manifest, verify_digest
 from tvmflow.errors import ArtifactError, DataError, EnvironmentProblem
-from tvmflow.runtime import cpu
+from tvmflow.model import TensorInfo
+from tvmflow.runtime import cpu, library
 from tvmflow.runtime.inputs import Port, ordered
 from tvmflow.runtime.profile import RUNS, Profile, profile
 from tvmflow.runtime.threads import prepare_thread_pool
@@ -77,34 +78,29 @@ class Session:
         if wanted < 1:
             raise DataError(f"threads must be 1 or more, not {wanted}")
         prepare_thread_pool(max(wanted, cpu.physical_cores()))
-        import tvm
-        from tvm.runtime.vm import VirtualMachine
-        from tvm_ffi import from_dlpack
+        library.load_runtime()
+        from tvm_ffi import Tensor, from_dlpack, load_module
 
         self.path, self.manifest, self.threads = path, manifest, wanted
         self._where = path.name
-        self._limit_threads = tvm.get_global_func("runtime.config_threadpool")
+        self._limit_threads = library.function("runtime.config_threadpool")
         self._use_threads()
-        if tvm.runtime.num_threads() != wanted:
+        if (pool := library.function("runtime.NumThreads")()) != wanted:
             raise EnvironmentProblem(
-                f"{wanted} threads were asked for, TVM's pool in this process has {tvm.runtime.num_threads()}",
+                f"{wanted} threads were asked for, TVM's pool in this process has {pool}",
                 remedy=f"load before other TVM code runs, or start with TVM_NUM_THREADS={wanted}",
             )
-        self._device = find_device(manifest.device, str(path))
-        self._module: Any = tvm.runtime.load_module(str(path))
-        self._vm: Any = VirtualMachine(self._module, self._device)
+        device = library.find_device(manifest.device)
+        self._module: Any = load_module(str(path), keep_module_alive=False)
+        self._vm: Any = library.start_machine(self._module, device)
         self._main: Any = self._vm["main"]
-        self._on_cpu, self._tensor_type = manifest.device == "cpu", tvm.runtime.Tensor
+        self._on_cpu, self._tensor_type = manifest.device == "cpu", Tensor
+        self._read = library.function("runtime.TVMTensorCopyToBytes")
+        self._wait = library.waiting_for(device)
         self._names = tuple(info.name for info in manifest.inputs)
         self._results = tuple(info.name for info in manifest.outputs)
         self._ports = [
-            Port(
-                info,
-                tvm.runtime.empty(info.shape, info.dtype, self._device),
-                from_dlpack if info.name in manifest.borrowed else None,
-                self._where,
-            )
-            for info in manifest.inputs
+            Port(info, device, from_dlpack if info.name in manifest.borrowed else None, self._where) for info in manifest.inputs
         ]
 
     def __call__(self, *arrays: Any) -> Any:
@@ -142,7 +138,7 @@ class Session:
     def profile(self, inputs: Mapping[str, Any], runs: int = RUNS) -> Profile:
         """Time of each kernel and of whole runs, in turns."""
         call, wait = self._prepared(inputs)
-        return profile(call, wait, self._vm.set_instrument, runs)
+        return profile(call, wait, self._vm["set_instrument"], runs)
 
     def close(self) -> None:
         """Free the model's memory. The session can't be used afterwards."""
@@ -168,42 +164,20 @@ class Session:
         self._begin()
         result = self._main(*[port.tensor(value) for port, value in zip(self._ports, values, strict=True)])
         tensors = [result] if isinstance(result, self._tensor_type) else list(result)
-        return [self._array(tensor) for tensor in tensors]
+        return [self._array(tensor, info) for tensor, info in zip(tensors, self.manifest.outputs, strict=True)]
 
-    def _array(self, tensor: Any) -> np.ndarray:
+    def _array(self, tensor: Any, info: TensorInfo) -> np.ndarray:
         """A copy: a program may hand out an input or a constant. TVM's own copy takes longer than a small kernel."""
-        return np.from_dlpack(tensor).copy() if self._on_cpu else tensor.numpy()
+        if self._on_cpu:
+            return np.from_dlpack(tensor).copy()
+        array = np.empty(info.shape, info.dtype)
+        self._read(tensor, library.address(array), array.nbytes)
+        return array
 
     def _prepared(self, inputs: Mapping[str, Any]) -> tuple[Callable[[], object], Callable[[], object]]:
         """The program with its inputs bound, without Python in between, and the wait for the device."""
         self._begin()
         for port, value in zip(self._ports, ordered(inputs, self._names, self._where), strict=True):
             port.copy(value)
-        self._vm.save_function("main", "tvmflow.prepared", *[port.buffer for port in self._ports], include_return=False)
-        wait = self._device.sync if not self._on_cpu else lambda: None
-        return self._vm["tvmflow.prepared"], wait
-
-
-def find_device(name: str, where: str) -> Any:
-    """TVM device of a name. Raises EnvironmentProblem when the machine has none."""
-    import tvm
-
-    if name == "cpu":
-        return tvm.cpu()
-    if tvm.base._RUNTIME_ONLY:
-        load_device_runtime(name)
-    device = tvm.device(name, 0)
-    if not device.exist:
-        raise EnvironmentProblem(f"no {name} device in this machine", where=where, remedy="see `tvmflow doctor`")
-    return device
-
-
-def load_device_runtime(name: str) -> None:
-    """Load TVM's library of a device, which ``import tvm`` does by itself only beside the compiler."""
-    from tvm import libinfo
-    from tvm_ffi.libinfo import load_lib_ctypes
-
-    try:
-        load_lib_ctypes("tvm", f"tvm_runtime_{name}", "RTLD_LOCAL", extra_lib_paths=libinfo.package_lib_paths())
-    except (OSError, RuntimeError) as error:
-        raise EnvironmentProblem(f"TVM's {name} runtime can't be loaded: {error}", remedy="install the driver") from error
+        self._vm["save_function"]("main", "tvmflow.prepared", 0, *[port.buffer for port in self._ports])
+        return self._vm["tvmflow.prepared"], self._wait

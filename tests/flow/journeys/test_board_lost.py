@@ -32,7 +32,7 @@ def artifact(network: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server() -> Iterator[tuple[psutil.Process, int]]:
     """A board server on this machine, and its port."""
     command = [sys.executable, "-m", "tvmflow.board.server", "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TVM_USE_RUNTIME_LIB": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
     yield psutil.Process(process.pid), int(read_line(process, SECONDS).rpartition(":")[2])
     stop(process)
