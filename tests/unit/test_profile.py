@@ -40,7 +40,7 @@ class Machine:
 def test_kernels_without_the_cost_of_timing_them(monkeypatch: pytest.MonkeyPatch, slow: set[int]) -> None:
     machine = Machine(slow)
     monkeypatch.setattr(module.time, "perf_counter", lambda: machine.clock)
-    found = module.profile(machine.call, lambda: None, machine.set_instrument, runs=8)
+    found = module.profile(machine.call, machine.call, lambda: None, machine.set_instrument, runs=8)
     assert [name for name, _ in found.kernels] == ["small", "large", "small"]
     assert [ms for _, ms in found.kernels] == pytest.approx([250.0, 8000.0, 250.0])
     assert found.whole == pytest.approx(8625.0)
@@ -50,7 +50,7 @@ def test_kernels_without_the_cost_of_timing_them(monkeypatch: pytest.MonkeyPatch
 def test_slow_devices_are_not_run_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(set())
     monkeypatch.setattr(module.time, "perf_counter", lambda: machine.clock)
-    module.profile(machine.call, lambda: None, machine.set_instrument, runs=40)
+    module.profile(machine.call, machine.call, lambda: None, machine.set_instrument, runs=40)
     assert machine.run <= 3 * module.QUIET + 1
 
 
@@ -62,5 +62,5 @@ def test_the_instrument_is_taken_off_when_a_run_fails() -> None:
             raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        module.profile(fail, lambda: None, machine.set_instrument)
+        module.profile(fail, fail, lambda: None, machine.set_instrument)
     assert machine.instrument is None

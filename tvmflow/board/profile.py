@@ -10,10 +10,10 @@ from tvmflow.runtime import library
 from tvmflow.runtime import profile as runtime
 
 
-def profile(vm: Any, function: str, device: str, runs: int) -> str:
+def profile(vm: Any, function: str, layers: str, device: str, runs: int) -> str:
     """:class:`tvmflow.runtime.profile.Profile` of a bound function, as JSON.
 
-    ``vm`` is the virtual machine's module and ``function`` the name under which ``save_function`` kept a call.
+    ``vm`` is the virtual machine's module; ``function`` and ``layers`` are names under which ``save_function`` kept calls.
     """
     wait = library.waiting_for(library.find_device(device))
-    return json.dumps(asdict(runtime.profile(vm[function], wait, vm["set_instrument"], runs)))
+    return json.dumps(asdict(runtime.profile(vm[function], vm[layers], wait, vm["set_instrument"], runs)))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 RUN_SECONDS = 120.0
 """Longest silence of a board during one call of the model."""
-_PREPARED = "tvmflow.prepared"
+_BOUND = "tvmflow.bound."
+"""Before the name of a function whose inputs are bound."""
 
 
 class RemoteSession:
@@ -65,23 +66,25 @@ class RemoteSession:
 
     def benchmark(self, inputs: Mapping[str, Any], repeat: int = 10, number: int = 1) -> list[float]:
         """Seconds per call, measured on the board: ``repeat`` times the mean of ``number`` calls. Some calls go ahead untimed."""
-        self._prepare(inputs)
-        return timed(self._board, self._vm.module, _PREPARED, self._device, [], repeat, number)
+        self._bind(inputs, "main")
+        return timed(self._board, self._vm.module, f"{_BOUND}main", self._device, [], repeat, number)
 
     def profile(self, inputs: Mapping[str, Any], runs: int = RUNS) -> Profile:
         """Time of each kernel and of whole runs on the board, in turns."""
-        self._prepare(inputs)
+        layered = self.manifest.layered
+        self._bind(inputs, "main", layered)
         with self._board.call("profile the model", RUN_SECONDS):
             measure = self._board.rpc.get_function("tvmflow.board.profile")
-            found = json.loads(str(measure(self._vm.module, _PREPARED, self.manifest.device, runs)))
+            found = json.loads(str(measure(self._vm.module, f"{_BOUND}main", f"{_BOUND}{layered}", self.manifest.device, runs)))
         return Profile(tuple((name, ms) for name, ms in found["kernels"]), found["whole"])
 
-    def _prepare(self, inputs: Mapping[str, Any]) -> None:
-        """Binds the inputs to a function that returns nothing: outputs would cross the network inside of the measured time."""
+    def _bind(self, inputs: Mapping[str, Any], *functions: str) -> None:
+        """Binds the inputs to functions that return nothing: outputs would cross the network inside of the measured time."""
         arrays = self._ordered(inputs)
         with self._board.call("take the inputs", RUN_SECONDS):
             tensors = [self._board.tensor(a, self._device) for a in arrays]
-            self._vm.save_function("main", _PREPARED, *tensors, include_return=False)
+            for function in functions:
+                self._vm.save_function(function, f"{_BOUND}{function}", *tensors, include_return=False)
 
     def _ordered(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
         if self._vm is None:

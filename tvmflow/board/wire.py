@@ -17,7 +17,7 @@ import struct
 import time
 from typing import Any
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Number of tvmflow's board protocol; client and server must agree."""
 GREETING = b"TVMf"
 RPC_MAGIC = 0xFF271

@@ -67,7 +67,7 @@ def kernel_calls(before: relax.Function, fused: tvm.IRModule) -> tuple[Call, ...
                 names[str(member.var.name)] = found.popleft()
             original[str(binding.var.name)] = names[str(group.body.body.name)]
             layers = tuple(names[str(member.var.name)] for member in members)
-            ops = tuple(_plain(_callee(member.value)) for member in members)
+            ops = tuple(_plain(_callee(member.value)) for member in members if op_name(member.value) == "call_tir")
             name = str(value.op.name_hint)
             calls.append(Call(name, whole_layers(layers), ops, name))
     return tuple(calls)
@@ -76,6 +76,11 @@ def kernel_calls(before: relax.Function, fused: tvm.IRModule) -> tuple[Call, ...
 def bindings(function: relax.Function) -> Iterator[Any]:
     for block in function.body.blocks:
         yield from block.bindings
+
+
+def calls_kernel(value: Any) -> bool:
+    """Whether ``value``, of a lowered program, calls one of its functions."""
+    return isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar)
 
 
 def _key(value: Any, names: Mapping[str, str] | None = None) -> Key:

@@ -14,6 +14,7 @@ from tvmflow.build.concat import hold_concats, write_in_place
 from tvmflow.build.constants import place_constants
 from tvmflow.build.context import code_generation
 from tvmflow.build.manifest import Workspace
+from tvmflow.build.network import join_calls
 from tvmflow.schedule.cuda_generic import with_identifiers
 from tvmflow.schedule.generic import schedule_generic
 from tvmflow.target import Target
@@ -29,6 +30,8 @@ class Built:
     workspace: Workspace
     borrowed: tuple[int, ...]
     """Positions of the inputs that may lie at any address."""
+    layered: str = "main"
+    """Function of the program that makes each of the calls by itself."""
     constants: bytes = b""
     """What the kernels expect in the section of :mod:`tvmflow.build.constants`."""
 
@@ -85,9 +88,11 @@ def compile_module(module: tvm.IRModule, target: Target) -> Built:
     """
     with code_generation(target) as device:
         lowered, calls, memory, anywhere = lower(module, target)
-        # a GPU has a memory of its own, to which the VM copies its constants
-        lowered, constants = (lowered, b"") if target.cuda else place_constants(lowered)
+        layered, constants = "main", b""
+        if not target.cuda:  # a GPU has a memory of its own, to which the VM copies its constants
+            lowered, constants = place_constants(lowered)
+            lowered, layered = join_calls(lowered)
         executable = relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
     if target.cuda:
         cuda.expect_machine_code(executable.mod)
-    return Built(executable, calls, memory, anywhere, constants)
+    return Built(executable, calls, memory, anywhere, layered, constants)

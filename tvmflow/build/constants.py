@@ -15,7 +15,7 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from tvmflow.build.calls import bindings
+from tvmflow.build.calls import bindings, calls_kernel
 from tvmflow.optimize.expr import array, is_constant
 
 SECTION, SYMBOL = ".tvmflow.constants", "tvmflow_constants"
@@ -44,13 +44,13 @@ def place_constants(module: tvm.IRModule) -> tuple[tvm.IRModule, bytes]:
     main = module["main"]
     fixed: dict[Any, Set[int]] = {}
     for binding in bindings(main):
-        if _calls_kernel(binding.value):
+        if calls_kernel(binding.value):
             positions = {i for i, argument in enumerate(binding.value.args) if is_constant(argument)}
             fixed[binding.value.op] = fixed.get(binding.value.op, positions) & positions
     section = _Section()
 
     def placed(value: Any) -> Any:
-        if not _calls_kernel(value):
+        if not calls_kernel(value):
             return value
         positions = fixed[value.op]
         return relax.Call(value.op, [section.offset(array(a)) if i in positions else a for i, a in enumerate(value.args)])
@@ -65,10 +65,6 @@ def place_constants(module: tvm.IRModule) -> tuple[tvm.IRModule, bytes]:
     for kernel in readers:
         changed[kernel] = _reading_section(module[kernel], fixed[kernel], defines=kernel is readers[0])
     return changed, bytes(section.content)
-
-
-def _calls_kernel(value: Any) -> bool:
-    return isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar)
 
 
 def _reading_section(kernel: tirx.PrimFunc, positions: Set[int], defines: bool) -> tirx.PrimFunc:

@@ -102,6 +102,8 @@ class Manifest(msgspec.Struct, frozen=True):
     operators: dict[str, Any] = {}
     kernels: dict[str, Any] = {}
     layers: tuple[Layer, ...] = ()
+    layered: str = "main"
+    """Function of the program in which TVM's virtual machine makes the calls of ``layers``: what a profile runs."""
     weight_bytes: int = 0
     workspace: Workspace = Workspace()
     borrowed: tuple[str, ...] = ()

@@ -35,6 +35,8 @@ def compile_report(data: dict[str, Any]) -> Shown:
         f"operators: {operators['integer']} integer, {operators['float']} float, {operators['boundaries']} boundaries between",
         f"kernels: {kernels['total']}, of which {kernels['specialised']} with a specialised schedule, {kernels['tuned']} tuned",
     ]
+    if kernels["one_by_one"]:
+        lines.append(f"calls: TVM's virtual machine makes {kernels['one_by_one']} one by one")
     if kernels["in_place"] or kernels["copies"]:
         lines.append(f"concatenations: {kernels['in_place']} operands written in place, {kernels['copies']} calls that copy")
     if check:

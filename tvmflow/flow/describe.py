@@ -115,7 +115,8 @@ def schedule_text(tile: Any) -> str:
 def kernel_counts(built: Built, kernels: Sequence[ScheduledKernel]) -> dict[str, int]:
     """How many kernel calls there are, how many of them a template made, and how many of those a tuning log decided.
 
-    Of concatenations: how many operands are written in place, and how many calls copy some.
+    Of concatenations: how many operands are written in place, and how many calls copy some. ``one_by_one``: how many calls TVM's
+    virtual machine makes, where not one function makes all.
     """
     copies = sum(call.is_copy for call in built.calls)
     return {
@@ -124,6 +125,7 @@ def kernel_counts(built: Built, kernels: Sequence[ScheduledKernel]) -> dict[str,
         "tuned": sum(k.tuned for k in kernels),
         "in_place": sum(bool(call.into) and not call.is_copy for call in built.calls),
         "copies": copies,
+        "one_by_one": len(built.calls) if built.layered == "main" else 0,
     }
 
 
@@ -168,6 +170,7 @@ def describe(
         operators=operators(lowered),
         kernels=kernel_counts(built, kernels),
         layers=layers(built, kernels),
+        layered=built.layered,
         weight_bytes=weights,
         workspace=built.workspace,
         borrowed=tuple(model.inputs[i].name for i in built.borrowed),

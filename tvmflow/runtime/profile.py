@@ -24,7 +24,7 @@ QUIET = 4
 class Profile:
     """Milliseconds of the kernels in execution order, and of whole runs in turns with those that timed the kernels.
 
-    Whole runs are longer than their kernels by what the VM does between them: calls, and views of planned memory.
+    Whole runs are longer than their kernels by what is done between them.
     """
 
     kernels: tuple[tuple[str, float], ...]
@@ -40,9 +40,14 @@ class _Span:
 
 
 def profile(
-    call: Callable[[], object], wait: Callable[[], object], set_instrument: Callable[[Any], object], runs: int = RUNS
+    call: Callable[[], object],
+    layers: Callable[[], object],
+    wait: Callable[[], object],
+    set_instrument: Callable[[Any], object],
+    runs: int = RUNS,
 ) -> Profile:
-    """Runs ``call``, a program with its inputs bound, ``runs`` times whole and as often with an instrument.
+    """Runs ``call``, a program with its inputs bound, ``runs`` times whole, and as often ``layers`` with an instrument: the same
+    kernels, called by the virtual machine.
 
     ``wait`` returns when the device has finished.
     """
@@ -77,7 +82,7 @@ def profile(
         spans = []
         set_instrument(around)
         try:
-            call()
+            layers()
         finally:
             set_instrument(None)
         timed.append(spans)

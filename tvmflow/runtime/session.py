@@ -138,7 +138,8 @@ class Session:
     def profile(self, inputs: Mapping[str, Any], runs: int = RUNS) -> Profile:
         """Time of each kernel and of whole runs, in turns."""
         call, wait = self._prepared(inputs)
-        return profile(call, wait, self._vm["set_instrument"], runs)
+        layers = self._bound(self.manifest.layered)
+        return profile(call, layers, wait, self._vm["set_instrument"], runs)
 
     def close(self) -> None:
         """Free the model's memory. The session can't be used afterwards."""
@@ -175,9 +176,15 @@ class Session:
         return array
 
     def _prepared(self, inputs: Mapping[str, Any]) -> tuple[Callable[[], object], Callable[[], object]]:
-        """The program with its inputs bound, without Python in between, and the wait for the device."""
+        """The program with copies of ``inputs`` bound, and the wait for the device."""
         self._begin()
         for port, value in zip(self._ports, ordered(inputs, self._names, self._where), strict=True):
             port.copy(value)
-        self._vm["save_function"]("main", "tvmflow.prepared", 0, *[port.buffer for port in self._ports])
-        return self._vm["tvmflow.prepared"], self._wait
+        return self._bound("main"), self._wait
+
+    def _bound(self, function: str) -> Callable[[], object]:
+        """A function of the program with the ports' buffers bound, without Python in between."""
+        name = f"tvmflow.bound.{function}"
+        self._vm["save_function"](function, name, 0, *[port.buffer for port in self._ports])
+        bound: Callable[[], object] = self._vm[name]
+        return bound
