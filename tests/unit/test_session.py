@@ -51,6 +51,14 @@ def test_outputs_are_the_callers_own(session: Session, vector: Any) -> None:
         np.testing.assert_array_equal(array, copy)
 
 
+def test_outputs_that_the_runtime_has_to_fetch(artifact: Artifact, vector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a GPU."""
+    with load(artifact.path, threads=1) as loaded:
+        monkeypatch.setattr(loaded, "_on_cpu", False)
+        for got, want in zip(loaded(*vector[0]), vector[1], strict=True):
+            np.testing.assert_array_equal(got, want, strict=True)
+
+
 def test_run_by_name_in_any_order(session: Session, vector: Any) -> None:
     (x, y), (total, wide) = vector
     outputs = session.run({"y": y, "x": x})
@@ -307,7 +315,7 @@ def test_close_gives_the_file_back(artifact: Artifact) -> None:
 
 def test_no_tvm_is_an_environment_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(EnvironmentProblem, match="TVM is not installed"):
+    with pytest.raises(EnvironmentProblem, match="can't be loaded: the package apache-tvm is not installed"):
         library.load_runtime()
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from bench_peers_parts.worker import Run
 
 from tvmflow import __version__
-from tvmflow.flow import compile
 from tvmflow.runtime.library import load_runtime
 from tvmflow.runtime.session import load
 
@@ -20,6 +19,8 @@ def version() -> str:
 
 
 def prepare(model: Path, precision: str, calibration: Path, folder: Path) -> None:
+    from tvmflow.flow import compile  # not where a model is only served: its modules would count as the session's memory
+
     recipe = {"quantize": "int8", "calibration": str(calibration)} if precision == "int8" else {}
     result = compile(str(model), "native", **recipe, work_dir=folder / "work")
     result.save(folder / "model.so")

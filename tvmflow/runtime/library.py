@@ -31,19 +31,19 @@ POOLED = 2
 
 def load_runtime() -> None:
     """Load TVM's runtime into this process; nothing happens when it is there. Raises EnvironmentProblem."""
-    with _torch_stays_out():
-        import tvm_ffi  # noqa: F401 - its library comes before those that need it
-    for library in LIBRARIES:
-        try:
+    try:
+        with _torch_stays_out():
+            import tvm_ffi  # noqa: F401 - its library comes before those that need it
+        for library in LIBRARIES:
             _load(library)
-        except OSError as error:
-            raise EnvironmentProblem(f"TVM's runtime can't be loaded: {error}", remedy="see `tvmflow doctor`") from error
+    except (ImportError, OSError) as error:
+        raise EnvironmentProblem(f"TVM's runtime can't be loaded: {error}", remedy="see `tvmflow doctor`") from error
 
 
 def _load(library: str) -> None:
     package = importlib.util.find_spec("tvm")
     if package is None or package.origin is None:
-        raise EnvironmentProblem("TVM is not installed", remedy="pip install apache-tvm; see `tvmflow doctor`")
+        raise ImportError("the package apache-tvm is not installed")
     path = Path(package.origin).parent / "lib" / f"lib{library}.so"
     ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL if library == LIBRARIES[0] else ctypes.RTLD_LOCAL)
 
