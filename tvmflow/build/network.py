@@ -27,6 +27,8 @@ _KIND, _PADDING, _VALUE = 13, 14, 15
 _INTEGER, _TENSOR = 1, 7
 """Kinds of arguments (tvm/ffi/c_api.h, TVMFFITypeIndex)."""
 _CPU = 1
+_ENTRY = "__tvm_ffi_"
+"""Before the name of a kernel: the symbol through which the virtual machine calls it."""
 
 
 def join_calls(module: tvm.IRModule) -> tuple[tvm.IRModule, str]:
@@ -164,7 +166,7 @@ class _Network:
                 value = tirx.tvm_struct_get(self._descriptors, self._descriptor(argument), _ADDRESS, "handle")
             self._calls += [_set(self._packed, i, _KIND, _int32(kind)), _set(self._packed, i, _VALUE, value)]
         self._most = max(self._most, len(call.args))
-        entry, nothing = f"__tvm_ffi_{call.op.name_hint}", tirx.reinterpret("handle", tirx.const(0, "uint64"))
+        entry, nothing = f"{_ENTRY}{call.op.name_hint}", tirx.reinterpret("handle", tirx.const(0, "uint64"))
         failed = tirx.call_extern("int32", entry, nothing, self._packed, _int32(len(call.args)), self._result)
         self._calls.append(tirx.IfThenElse(failed != 0, tirx.Evaluate(tirx.tvm_throw_last_error()), None))
 
@@ -198,7 +200,7 @@ class _Network:
         return self._indices[source]
 
     def _data(self, source: Any) -> Any:
-        """Where the data of an allocation is in the block; what it is not in the block is a parameter."""
+        """Where the data of an allocation is in the block; what is not in the block is a parameter."""
         value: Any = self._values.get(source) if isinstance(source, relax.Var) else None
         if op_name(value) == "vm.alloc_tensor" and value.args[0] in self._memory.offsets:
             offset = self._memory.offsets[value.args[0]] + int(value.args[1])

@@ -106,7 +106,7 @@ def _torch_stays_out() -> Iterator[None]:
     """This thread does not import torch, unless the process has it.
 
     ``tvm_ffi`` imports torch wherever it is installed, because of a clash of symbols on Windows: 0.8 s and 180 MB. Numpy's
-    DLPack takes torch's tensors as well.
+    DLPack takes torch's tensors as well. Who wants ``tvm_ffi``'s own way of taking them imports torch first.
     """
     caller = threading.get_ident()
 
