@@ -21,7 +21,7 @@ from tvmflow.board import rpc
 from tvmflow.board.info import board_info
 from tvmflow.board.reach import check_versions
 from tvmflow.board.registry import Board
-from tvmflow.board.wire import PROTOCOL, RPC_MAGIC, greet, identify
+from tvmflow.board.wire import RPC_MAGIC, greet, identify
 from tvmflow.build.manifest import Manifest
 from tvmflow.errors import BoardError
 
@@ -151,7 +151,7 @@ def test_client_that_waits_gets_its_turn(server: Any) -> None:
     first = rpc.connect(server.board)
     threading.Timer(0.5, first.close).start()
     with rpc.connect(server.board, timeout=60) as second:
-        assert second.info()["protocol"] == PROTOCOL
+        assert second.info()["protocol"] == 2
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_silent_and_malformed_clients_block_nobody(server: Any, words: bytes) ->
     with socket.create_connection(("127.0.0.1", server.board.port)) as connection:
         connection.sendall(words)
         time.sleep(0.1)
-        assert greet("127.0.0.1", server.board.port, 60)["protocol"] == PROTOCOL
+        assert greet("127.0.0.1", server.board.port, 60)["protocol"] == 2
     with rpc.connect(server.board, timeout=60):
         pass
 

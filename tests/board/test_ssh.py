@@ -11,7 +11,7 @@ import pytest
 
 from tvmflow.board.registry import Board
 from tvmflow.board.ssh import tunnel, tunnel_command
-from tvmflow.board.wire import PROTOCOL, greet
+from tvmflow.board.wire import greet
 from tvmflow.errors import BoardError, ConfigError, MissingTool
 
 
@@ -61,7 +61,7 @@ def test_tunnel_forwards_and_closes(tmp_path: Path, server: Any) -> None:
     )
     with tunnel(Board(name="far", port=server.board.port, ssh="pi@far"), 10, ssh) as near:
         assert near.port != server.board.port
-        assert greet("127.0.0.1", near.port, 5)["protocol"] == PROTOCOL
+        assert greet("127.0.0.1", near.port, 5)["protocol"] == 2
     with pytest.raises(OSError):
         greet("127.0.0.1", near.port, 1)
 

@@ -6,13 +6,13 @@ import importlib
 import os
 import platform
 import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tvmflow import __version__
 from tvmflow.board.cpuid import denied_features
 from tvmflow.board.wire import PROTOCOL
+from tvmflow.build.versions import versions as installed
 from tvmflow.runtime import cpu
 
 
@@ -53,10 +53,7 @@ def versions() -> dict[str, str]:
 
 def _version(package: str, module: str) -> str:
     """Of an installed package, or of the module where it was not installed by pip: importing takes a board seconds."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return str(importlib.import_module(module).__version__)
+    return installed().get(package) or str(importlib.import_module(module).__version__)
 
 
 def memory(root: Path = Path("/")) -> dict[str, int]:

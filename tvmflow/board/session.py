@@ -11,6 +11,7 @@ import numpy as np
 
 from tvmflow.build.manifest import Manifest
 from tvmflow.errors import ArtifactError, DataError
+from tvmflow.runtime import library
 from tvmflow.runtime.inputs import as_input, ordered
 from tvmflow.runtime.profile import RUNS, Profile
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 RUN_SECONDS = 120.0
 """Longest silence of a board during one call of the model."""
-_BOUND = "tvmflow.bound."
-"""Before the name of a function whose inputs are bound."""
 
 
 class RemoteSession:
@@ -66,25 +65,23 @@ class RemoteSession:
 
     def benchmark(self, inputs: Mapping[str, Any], repeat: int = 10, number: int = 1) -> list[float]:
         """Seconds per call, measured on the board: ``repeat`` times the mean of ``number`` calls. Some calls go ahead untimed."""
-        self._bind(inputs, "main")
-        return timed(self._board, self._vm.module, f"{_BOUND}main", self._device, [], repeat, number)
+        (main,) = self._bind(inputs, "main")
+        return timed(self._board, self._vm.module, main, self._device, [], repeat, number)
 
     def profile(self, inputs: Mapping[str, Any], runs: int = RUNS) -> Profile:
         """Time of each kernel and of whole runs on the board, in turns."""
-        layered = self.manifest.layered
-        self._bind(inputs, "main", layered)
+        main, layers = self._bind(inputs, "main", self.manifest.layered)
         with self._board.call("profile the model", RUN_SECONDS):
             measure = self._board.rpc.get_function("tvmflow.board.profile")
-            found = json.loads(str(measure(self._vm.module, f"{_BOUND}main", f"{_BOUND}{layered}", self.manifest.device, runs)))
+            found = json.loads(str(measure(self._vm.module, main, layers, self.manifest.device, runs)))
         return Profile(tuple((name, ms) for name, ms in found["kernels"]), found["whole"])
 
-    def _bind(self, inputs: Mapping[str, Any], *functions: str) -> None:
-        """Binds the inputs to functions that return nothing: outputs would cross the network inside of the measured time."""
+    def _bind(self, inputs: Mapping[str, Any], *functions: str) -> list[str]:
+        """Names of functions with the inputs bound that return nothing: outputs would cross the network in the measured time."""
         arrays = self._ordered(inputs)
         with self._board.call("take the inputs", RUN_SECONDS):
             tensors = [self._board.tensor(a, self._device) for a in arrays]
-            for function in functions:
-                self._vm.save_function(function, f"{_BOUND}{function}", *tensors, include_return=False)
+            return [library.bind(self._vm.module, function, tensors) for function in functions]
 
     def _ordered(self, inputs: Mapping[str, Any]) -> list[np.ndarray]:
         if self._vm is None:

@@ -20,6 +20,8 @@ from tvmflow.optimize.expr import is_constant, op_name
 from tvmflow.optimize.walk import variables
 
 NETWORK, LAYERS = "tvmflow_network", "layers"
+_CHECKS, _VIEW = ("vm.builtin.check_", "vm.builtin.match_"), "vm.builtin.reshape"
+"""What the virtual machine calls by itself: functions that begin so look at inputs; a view moves nothing."""
 
 # Fields of a DLTensor and of an argument, as TVM's struct_get and struct_set call them (tvm/tirx/builtin.h, TVMStructFieldKind).
 _ADDRESS, _DATA, _DIMENSIONS, _CODE, _BITS, _LANES, _OFFSET, _DEVICE, _DEVICE_TYPE = 0, 1, 4, 5, 6, 7, 8, 9, 10
@@ -43,7 +45,7 @@ def join_calls(module: tvm.IRModule) -> tuple[tvm.IRModule, str]:
         return module, "main"
     if not calls:
         return _with(module, {NETWORK: _function([], [])}), "main"  # TVM can't export a program without any code
-    checks = [var for var, value in values.items() if _external(value).startswith(("vm.builtin.check_", "vm.builtin.match_"))]
+    checks = [var for var, value in values.items() if _external(value).startswith(_CHECKS)]
     kept = _needed([*checks, *variables(main.body.body)], values)
     storages = {var: value for var, value in values.items() if op_name(value) == "vm.alloc_storage" and var not in kept}
     memory = _Memory({var: int(value.args[0].values[0]) for var, value in storages.items()})
@@ -84,19 +86,14 @@ def _is_other(value: Any) -> bool:
     """Whether ``value`` is none of what is understood here: calls of kernels, planned memory, views, checks of inputs."""
     known = ("null_value", "vm.alloc_storage", "vm.alloc_tensor", "vm.kill_object")
     plain = is_constant(value) or isinstance(value, relax.Var | relax.Tuple | relax.TupleGetItem)
-    return not (
-        plain
-        or calls_kernel(value)
-        or op_name(value) in known
-        or _external(value).startswith(("vm.builtin.check_", "vm.builtin.match_", "vm.builtin.reshape"))
-    )
+    return not (plain or calls_kernel(value) or op_name(value) in known or _external(value).startswith((*_CHECKS, _VIEW)))
 
 
 def _source(tensor: Any, values: dict[Any, Any]) -> Any:
     """The allocation, input or constant that a tensor is a view of."""
     while True:
         value: Any = values.get(tensor)
-        if _external(value) == "vm.builtin.reshape":
+        if _external(value) == _VIEW:
             tensor = value.args[0]
         elif isinstance(value, relax.TupleGetItem):
             whole = _source(value.tuple_value, values)
@@ -182,7 +179,7 @@ class _Network:
 
     def _descriptor(self, tensor: Any) -> int:
         """Index of the descriptor of a tensor. Kernels know shapes; of a descriptor they read where the data is."""
-        source = _source(tensor, self._values) if isinstance(tensor, relax.Var) else tensor
+        source = _source(tensor, self._values)
         if source not in self._indices:
             self._indices[source] = index = len(self._indices)
             dtype, dimensions = tvm.DataType(str(source.ty.dtype)), len(source.ty.shape.values)
@@ -201,7 +198,7 @@ class _Network:
 
     def _data(self, source: Any) -> Any:
         """Where the data of an allocation is in the block; what is not in the block is a parameter."""
-        value: Any = self._values.get(source) if isinstance(source, relax.Var) else None
+        value: Any = self._values.get(source)
         if op_name(value) == "vm.alloc_tensor" and value.args[0] in self._memory.offsets:
             offset = self._memory.offsets[value.args[0]] + int(value.args[1])
             return tirx.handle_add_byte_offset(self._block.data, tirx.const(offset, "int64"))

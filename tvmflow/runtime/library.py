@@ -11,7 +11,7 @@ import ctypes
 import importlib.util
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,13 @@ def start_machine(module: Any, device: Any) -> Any:
     devices = [device] if device.type == "cpu" else [device, tvm_ffi.device("cpu", 0)]
     machine["vm_initialization"](*(value for d in devices for value in (d.dlpack_device_type(), d.index, POOLED)))
     return machine
+
+
+def bind(machine: Any, function: str, tensors: Sequence[Any]) -> str:
+    """Name under which a virtual machine from now on runs one of its functions with these inputs, handing nothing out."""
+    name = f"tvmflow.bound.{function}"
+    machine["save_function"](function, name, 0, *tensors)
+    return name
 
 
 def empty(shape: tuple[int, ...], dtype: str, device: Any) -> Any:

@@ -184,7 +184,5 @@ class Session:
 
     def _bound(self, function: str) -> Callable[[], object]:
         """A function of the program with the ports' buffers bound, without Python in between."""
-        name = f"tvmflow.bound.{function}"
-        self._vm["save_function"](function, name, 0, *[port.buffer for port in self._ports])
-        bound: Callable[[], object] = self._vm[name]
+        bound: Callable[[], object] = self._vm[library.bind(self._vm, function, [port.buffer for port in self._ports])]
         return bound
