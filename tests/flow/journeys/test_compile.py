@@ -56,6 +56,18 @@ def test_artifact_passes_its_own_test_and_is_near_the_float_network(compiled, ne
     assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max() + 0.05
 
 
+@pytest.mark.parametrize("board", [None, "local"])
+def test_profile_tells_the_layers_apart(compiled, board: str | None) -> None:
+    """Though a run is one call."""
+    from tvmflow.flow.measure import open_session, sample_inputs
+
+    artifact = compiled[0].artifact
+    assert compiled[0].report.to_json()["kernels"]["one_by_one"] == 0
+    with open_session(artifact.path, board, 1) as (session, _):
+        profile = session.profile(sample_inputs(artifact.path, artifact.manifest), runs=2)
+    assert [name for name, _ in profile.kernels] == [layer.kernel for layer in artifact.manifest.layers]
+
+
 def test_nothing_is_left_beside_the_artifact(compiled) -> None:
     folder = compiled[1]
     assert [p.name for p in (folder / "w" / "artifacts").iterdir()] == [Path(compiled[0].report.artifact).name]
