@@ -17,11 +17,13 @@ def version() -> str:
 def prepare(model: Path, precision: str, calibration: Path, folder: Path) -> None:
     import torch._inductor.config as config
     from bench_peers_parts.onnx_to_torch import Network
+    from torch._inductor.fx_passes import fuse_attention
 
     torch.set_num_threads(1)
     network = Network(model).eval()
     data = [tuple(torch.from_numpy(s[name]) for name in network.inputs) for s in samples(calibration)]
     config.freezing = True
+    fuse_attention._sfdp_init = lambda device=None: None  # torch 2.13 takes MiniLM's mask for another and ends in an error
     with torch.no_grad():
         # Strict: only then do the nodes say which functions they come from, without which the quantizer finds none of them.
         exported = torch.export.export(network, data[0], strict=True)
