@@ -132,7 +132,7 @@ def test_a_server_started_with_one_tvm_thread_gives_every_core(
             assert session.run({"x": X})["y"].tolist() == (X + 1).tolist()
 
 
-@pytest.mark.parametrize("name", ["../escaped", "/tmp/tvmflow-escaped", "a/../../b", ""])
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/tvmflow-escaped", "a/../../b"])
 def test_upload_out_of_the_session_folder_is_refused(server: Any, name: str) -> None:
     with rpc.connect(server.board) as board:
         with pytest.raises(BoardError, match="refused file name"), board.call("upload", 5):

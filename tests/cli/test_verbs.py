@@ -150,6 +150,7 @@ def test_tune_takes_a_budget_or_trials(cli: Callable[..., Any], fake_flow: Modul
     found = {"target": "zen5", "log": "l.jsonl", "kernels": 2, "candidates": 180, "default_ms": 1.0, "tuned_ms": 0.5}
     found |= {"tasks": [task, untried], "trials": 9, "failed": 1, "seconds": 60.0, "stopped": "budget", "drifts": 2}
     found |= {"tuned_before": 1, "expected_trials": 60, "expected_seconds": 90.0, "gain_left": 0.025}
+    found["lost_boards"] = {"b": "the board hung up"}
     fake_flow.tune = Recorder(SimpleNamespace(to_json=lambda: found))  # type: ignore[attr-defined]
     assert cli("tune", files.m, "--budget", "20m", "--board", "a", "--board", "b", "--json").json == found
     assert fake_flow.tune.named["budget"] == 1200
@@ -158,7 +159,16 @@ def test_tune_takes_a_budget_or_trials(cli: Callable[..., Any], fake_flow: Modul
     assert cli("tune", files.m, "--budget", "soon").code == 2
     shown = cli("tune", files.m).out
     assert all(
-        text in shown for text in ("2.00x", "dense", "9 measured, 1 failed", "1.000 ms -> 0.500 ms", "2 times", "2.5% more")
+        text in shown
+        for text in (
+            "2.00x",
+            "dense",
+            "9 measured, 1 failed",
+            "1.000 ms -> 0.500 ms",
+            "2 times",
+            "2.5% more",
+            "board b: the board hung up",
+        )
     )
     for key in ("trials", "failed", "seconds", "stopped"):
         del found[key]

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tvmflow.board import info
+from tvmflow.board import discover, info
 from tvmflow.board.local import local_board
 from tvmflow.board.registry import LOCAL, Board, find_board
 from tvmflow.board.ssh import tunnel
@@ -24,7 +24,10 @@ def reach(board: str | Board, timeout: float, registry: Path | None = None) -> I
         if board == LOCAL:
             yield resources.enter_context(local_board())
             return
-        where = board if isinstance(board, Board) else find_board(board, registry)
+        if isinstance(board, str) and board.startswith(discover.PREFIX):
+            where = discover.first_free(discover.announced(board, timeout), timeout)
+        else:
+            where = board if isinstance(board, Board) else find_board(board, registry)
         if where.ssh:
             where = resources.enter_context(tunnel(where, timeout))
         yield where

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from tvmflow.board.wire import host_and_port
 from tvmflow.errors import ConfigError, nearest
 
 SCHEMA = 1
@@ -128,9 +129,8 @@ def find_board(name: str, path: Path | None = None) -> Board:
     boards = read_boards(path)
     if name in boards:
         return boards[name]
-    host, colon, port = name.rpartition(":")
-    if colon and port.isdigit() and 0 < int(port) < 65536:
-        return Board(name=name, host=host.strip("[]") or "127.0.0.1", port=int(port))
+    if address := host_and_port(name):
+        return Board(name=name, host=address[0], port=address[1])
     raise ConfigError(
         f"unknown board {name!r}", where=str(path or registry_path()), remedy=f"{nearest(name, [*boards, LOCAL])}; or HOST:PORT"
     )

@@ -1,9 +1,10 @@
 """A TVM RPC server that no job can kill: ``python -m tvmflow.board.server --port 9300``.
 
 TVM's own server stops listening for ever when a session crashes or a handshake is malformed, and blocks while a client is
-silent. Here three kinds of processes share the work, none of which trusts the next::
+silent. Here several kinds of processes share the work, none of which trusts the next::
 
     server       accepts, forks, reaps; never reads from a connection
+    |- announcer keeps the board in the list of a tracker, where one is named
     '- session   one per connection: handshake with a deadline, waits for its turn, then watches the worker
        '- worker TVM's RPC loop; loads and runs what the client sends, and may crash or hang
 
@@ -39,7 +40,8 @@ from typing import Any
 
 from tvmflow.board.info import board_info
 from tvmflow.board.profile import profile
-from tvmflow.board.wire import GREETING, RPC_MAGIC, RPC_MISMATCH
+from tvmflow.board.tracker import announce
+from tvmflow.board.wire import GREETING, RPC_MAGIC, RPC_MISMATCH, receive
 from tvmflow.errors import EnvironmentProblem
 from tvmflow.runtime import cpu, library
 from tvmflow.runtime.threads import prepare_thread_pool
@@ -60,6 +62,8 @@ class ServerConfig:
     port: int = 9300
     key: str = ""
     session_limit: float = 3600.0
+    tracker: str = ""
+    """``host:port`` of a tracker of TVM that hands this board out under its key."""
     attached: bool = False
     """End when standard input does: its other end closes with the process that started the server, even if that is killed."""
 
@@ -86,6 +90,7 @@ def serve(config: ServerConfig) -> None:
             signal.signal(number, _stop)
         print(f"listening on {config.host}:{port}", flush=True)
         sessions: set[int] = set()
+        announcer = _announcer(listener, config, port, Path(root)) if config.tracker else None
         watched: list[socket.socket | int] = [listener, *([0] if config.attached else [])]
         try:
             while True:
@@ -110,6 +115,17 @@ def serve(config: ServerConfig) -> None:
         finally:
             for pid in sessions:
                 _kill_group(pid)
+            if announcer:
+                os.kill(announcer, signal.SIGKILL)
+
+
+def _announcer(listener: socket.socket, config: ServerConfig, port: int, root: Path) -> int:
+    """The process that keeps the board announced at the tracker."""
+    pid = os.fork()
+    if pid == 0:
+        listener.close()
+        _in_child(partial(announce, config.tracker, config.key, port, lambda: _holder(root) is not None))
+    return pid
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -179,18 +195,19 @@ def _session(listener: socket.socket, connection: socket.socket, address: Any, c
 
 def _handshake(connection: socket.socket, config: ServerConfig, root: Path) -> dict[str, str] | None:
     """Reads what the client wants: its options (``-name=value`` words after the key), or None when it is already served."""
-    first = _receive(connection, 4)
+    first = receive(connection, 4, HANDSHAKE_SECONDS)
     if first == GREETING:
         facts = board_info(str(root)) | {"key": config.key, "busy": _holder(root)}
         connection.sendall(json.dumps(facts).encode() + b"\n")
         return None
     if struct.unpack("<i", first)[0] != RPC_MAGIC:
         raise ValueError(f"not TVM RPC: {first!r}")
-    size = struct.unpack("<i", _receive(connection, 4))[0]
+    size = struct.unpack("<i", receive(connection, 4, HANDSHAKE_SECONDS))[0]
     if not 0 < size <= _MAX_KEY:
         raise ValueError(f"key of {size} bytes")
-    key, *words = _receive(connection, size).decode().split(" ")
-    if key != f"client:{config.key}":
+    key, *words = receive(connection, size, HANDSHAKE_SECONDS).decode().split(" ")
+    lent = bool(config.tracker) and key.startswith(f"client:{config.key}:")  # by the tracker, with a word for this one session
+    if key != f"client:{config.key}" and not lent:
         connection.sendall(struct.pack("<i", RPC_MISMATCH))
         raise ValueError(f"asks for key {key.removeprefix('client:')!r}, this board has {config.key!r}")
     return dict(word[1:].split("=", 1) for word in words if word.startswith("-") and "=" in word)
@@ -199,19 +216,6 @@ def _handshake(connection: socket.socket, config: ServerConfig, root: Path) -> d
 def _accept(connection: socket.socket, key: str) -> None:
     name = f"server:{key}".encode()
     connection.sendall(struct.pack("<ii", RPC_MAGIC, len(name)) + name)
-
-
-def _receive(connection: socket.socket, size: int) -> bytes:
-    """Exactly ``size`` bytes within the handshake's deadline, however slowly they drip."""
-    deadline = time.monotonic() + HANDSHAKE_SECONDS
-    data = b""
-    while len(data) < size:
-        connection.settimeout(max(0.001, deadline - time.monotonic()))
-        chunk = connection.recv(size - len(data))
-        if not chunk:
-            raise ValueError(f"closed after {len(data)} of {size} bytes")
-        data += chunk
-    return data
 
 
 def _wait_for_turn(connection: socket.socket, root: Path, who: str) -> int | None:
@@ -324,9 +328,12 @@ def _worker(connection: socket.socket, workdir: str) -> None:
 
 
 def upload_path(name: str) -> str:
-    """Where a file of the client lies: inside the session's folder, which is the worker's working directory, or not at all."""
+    """Where a file of the client lies: inside the session's folder, which is the worker's working directory, or not at all.
+
+    The folder itself, which has no name, is what MetaSchedule's runner removes last.
+    """
     path = Path(name)
-    if not name or path.is_absolute() or ".." in path.parts:
+    if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"refused file name {name!r}: it leads out of the session's folder")
     return str(Path.cwd() / path)
 
@@ -363,8 +370,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=ServerConfig.port, help="0 takes a free one")
     parser.add_argument("--key", default=ServerConfig.key)
     parser.add_argument("--session-limit", type=float, default=ServerConfig.session_limit, help="seconds")
+    parser.add_argument("--tracker", default=ServerConfig.tracker, help="HOST:PORT of a tracker of TVM; needs a key")
     parser.add_argument("--attached", action="store_true", help="end when standard input ends")
-    serve(ServerConfig(**vars(parser.parse_args(arguments))))
+    config = ServerConfig(**vars(parser.parse_args(arguments)))
+    if config.tracker and not config.key:
+        parser.error("--tracker needs a --key: a tracker hands boards out by it")
+    serve(config)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,27 @@ def identify(host: str, port: int, timeout: float) -> str:
     return "other: closes every connection"
 
 
+def receive(connection: socket.socket, size: int, seconds: float) -> bytes:
+    """Exactly ``size`` bytes within ``seconds``, no matter how slowly. Raises OSError, ValueError when the peer closes early."""
+    deadline = time.monotonic() + seconds
+    data = b""
+    while len(data) < size:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        chunk = connection.recv(size - len(data))
+        if not chunk:
+            raise ValueError(f"closed after {len(data)} of {size} bytes")
+        data += chunk
+    return data
+
+
+def host_and_port(text: str) -> tuple[str, int] | None:
+    """Of ``host:port`` or ``[host]:port``, this machine where the host is left out; None for anything else."""
+    host, colon, port = text.rpartition(":")
+    if colon and port.isdigit() and 0 < int(port) < 65536:
+        return host.strip("[]") or "127.0.0.1", int(port)
+    return None
+
+
 def _exchange(host: str, port: int, question: bytes, timeout: float, until: bytes = b"", size: int = _MAX_REPLY) -> bytes:
     """Sends ``question``; returns what comes back up to ``until``, up to ``size`` bytes, or until the peer closes."""
     deadline = time.monotonic() + timeout

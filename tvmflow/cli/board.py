@@ -78,13 +78,21 @@ def _serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = PORT,
     key: Annotated[str, typer.Option("--key", help="Answer only to clients with this key.")] = "",
     session_limit: Annotated[float, typer.Option("--session-limit", min=1, help="Longest session, in seconds.")] = 3600.0,
+    tracker: Annotated[
+        str, typer.Option("--tracker", metavar="HOST:PORT", help="Announce it under its key at this RPC tracker of TVM.")
+    ] = "",
 ) -> Output:
     """Serve this machine as a board, until interrupted. Prints `listening on HOST:PORT`."""
     from tvmflow.board.server import ServerConfig, serve
+    from tvmflow.board.tracker import split
 
+    if tracker and not key:
+        raise UsageError("a tracker hands boards out by their key", where="--tracker", remedy="give --key too, such as rpi4")
+    if tracker:
+        split(tracker)
     with contextlib.suppress(SystemExit):  # how the server ends on a signal
         try:
-            serve(ServerConfig(host=host, port=port, key=key, session_limit=session_limit))
+            serve(ServerConfig(host=host, port=port, key=key, session_limit=session_limit, tracker=tracker))
         except OSError as error:
             raise EnvironmentProblem(
                 f"can't listen: {error.strerror}", where=f"{host}:{port}", remedy="--port 0 takes a free one"

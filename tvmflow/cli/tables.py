@@ -89,6 +89,7 @@ def tune_report(data: dict[str, Any]) -> Shown:
     lines: list[Any] = [f"{data['kernels']} kernels for {data['target']}{before}, {data['candidates']} candidates", table]
     if "trials" in data:
         lines.append(f"{data['trials']} measured, {data['failed']} failed, {data['seconds']:.0f} s; ended: {data['stopped']}")
+        lines += [f"lost board {board}: {why}" for board, why in data["lost_boards"].items()]
         if data["drifts"]:
             lines.append(f"the machine's state changed {data['drifts']} times: times were scaled to what it was at first")
         lines.append(f"all kernels: {data['default_ms']:.3f} ms -> {data['tuned_ms']:.3f} ms; kept in {data['log']}")

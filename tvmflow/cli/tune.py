@@ -33,7 +33,12 @@ def command(
     quantize: Quantize = None,
     calibrate: Calibrate = None,
     board: Annotated[
-        list[str] | None, typer.Option("--board", metavar="BOARD", help="Measure on this board; give several to share the work.")
+        list[str] | None,
+        typer.Option(
+            "--board",
+            metavar="BOARD",
+            help="Measure on this board; several share the work. tracker://HOST:PORT/KEY: all of a tracker's.",
+        ),
     ] = None,
     budget: Annotated[str | None, typer.Option("--budget", metavar="20m", help="Stop after this time.")] = None,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Stop after this many measurements.")] = None,

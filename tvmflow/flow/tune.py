@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ class TuneResult:
     states: tuple[TaskState, ...]
     """What is known of each kernel, with the most modelled work first."""
     searched: Searched | None
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """Boards that were given up on the way, and why; the others did their part."""
 
     def to_json(self) -> dict[str, Any]:
         from tvmflow.tune.search import TRIAL_SECONDS
@@ -52,6 +54,7 @@ class TuneResult:
         if self.searched:
             s = self.searched
             found |= {"trials": s.trials, "failed": s.failed, "drifts": s.drifts, "seconds": s.seconds, "stopped": s.stopped}
+            found |= {"lost_boards": dict(self.lost)}
             found |= {"gain_left": s.gain, "history": [[p.seconds, p.trials, 1e3 * p.latency] for p in s.history]}
         return found
 
@@ -129,7 +132,8 @@ def tune(
 
     Parameters
     ----------
-    boards : measure on these boards instead of here (registered names or ``host:port``); they share the work
+    boards : measure on these boards instead of here; they share the work. Registered names, ``host:port``, or
+        ``tracker://HOST:PORT/KEY`` for all that are announced at a tracker of TVM under the key
     budget : seconds; ``trials`` : measured candidates. Without either the search ends when nothing is left to gain
     again : search kernels too that a shipped log or this one has settled
     dry_run : list the kernels and their spaces, and what a search would take
@@ -137,6 +141,7 @@ def tune(
 
     Raises TvmflowError, see :mod:`tvmflow.errors`.
     """
+    from tvmflow.board.discover import boards_behind
     from tvmflow.tune import log
     from tvmflow.tune.measure import BoardMeasurer
     from tvmflow.tune.search import Limits, search
@@ -144,6 +149,7 @@ def tune(
     from tvmflow.tune.tasks import tasks
 
     chosen = get_target(target)
+    found_boards = boards_behind(boards)
     with tempfile.TemporaryDirectory(prefix="tvmflow-") as scratch:
         asked = request(
             model, chosen, Path(scratch), quantize=quantize, calibration=calibration, shapes=shapes,
@@ -155,6 +161,6 @@ def tune(
     states = restore(found, chosen, path, shipped, again)
     if dry_run or all(s.finished for s in states):
         return TuneResult(chosen.name, path, tuple(states), None)
-    with BoardMeasurer(chosen, boards) as measurer:
+    with BoardMeasurer(chosen, found_boards) as measurer:
         searched = search(states, chosen, measurer, path, Limits(trials, budget), progress)
-    return TuneResult(chosen.name, path, searched.states, searched)
+    return TuneResult(chosen.name, path, searched.states, searched, measurer.lost)
