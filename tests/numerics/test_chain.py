@@ -18,7 +18,9 @@ from tvmflow.kernels.call import kernel_args, kernel_call, kernel_of
 from tvmflow.kernels.interpret import interpret
 from tvmflow.kernels.spec import Chain, Conv2d
 from tvmflow.model import Model
-from tvmflow.schedule.chain import held_rows
+from tvmflow.schedule.chain import ChainTile, held_rows
+from tvmflow.schedule.conv2d_geometry import ConvTile
+from tvmflow.schedule.depthwise_float import DepthwiseFloatTile
 from tvmflow.schedule.fuse_chains import fuse_chains
 from tvmflow.schedule.template import template_for
 from tvmflow.target import get_target
@@ -80,6 +82,15 @@ def test_chain(instruction: str, data: st.DataObject) -> None:
         threads=data.draw(st.booleans()),
     )
     check(spec, cut, target, data.draw(st.integers(0, 99)))
+
+
+def test_rings_are_apart_where_no_loop_surrounds_them() -> None:
+    """An image of one row: TVM gives a ring's memory away when it sees nobody read it; overlapping tiles do."""
+    start = follow(image(1, 15, 3), 3)
+    stages = (depthwise(start), follow(start, 3), depthwise(start, pad=(1, 0, 1, 0)))
+    spec, target = Chain(stages), offering("generic_f32")
+    around, between = DepthwiseFloatTile("generic_f32", 8, 1, threads=False), ConvTile("generic_f32", 1, 8, 1, threads=False)
+    check(spec, ChainTile((around, between, msgspec.structs.replace(around, mw=7)), 1, threads=False), target)
 
 
 def test_held_rows() -> None:

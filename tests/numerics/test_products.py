@@ -12,8 +12,9 @@ from tests.numerics.kernels import check, run, runnable, tensors
 from tvmflow.kernels.reference import run_kernel
 from tvmflow.kernels.spec import Conv2d, MatMul
 from tvmflow.schedule import conv2d, matmul
+from tvmflow.schedule.conv2d_geometry import geometry
 from tvmflow.schedule.intrinsics import BY_NAME
-from tvmflow.schedule.template import template_for
+from tvmflow.schedule.template import executed_ops, template_for
 from tvmflow.target import Target, get_target
 
 AWKWARD = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 24, 33))
@@ -77,6 +78,40 @@ def test_integer_convolution(name: str, data: st.DataObject) -> None:
     spec = data.draw(convolutions(storage(name)))
     tiles = list(conv2d.space(spec, (name,), registers(name)))
     check(spec, tiles[data.draw(st.integers(0, len(tiles) - 1))], seed=data.draw(st.integers(0, 99)))
+
+
+@pytest.mark.parametrize("name", [*INTEGER, *FLOAT])
+@QUICK
+@given(data=st.data())
+def test_padding_is_left_out(name: str, data: st.DataObject) -> None:
+    """Images larger and smaller than the kernel, outputs that see no pixel at all, tiles as wide as a row and narrower."""
+    dtype, groups = ("float32" if name in FLOAT else storage(name)), data.draw(st.sampled_from((1, 1, 2)))
+    sides, pads = st.sampled_from((1, 2, 3, 5, 7)), st.integers(0, 6)
+    spec = Conv2d(
+        n=data.draw(st.sampled_from((1, 2))),
+        h=data.draw(st.sampled_from((1, 2, 3, 7, 13))),
+        w=data.draw(st.sampled_from((1, 2, 3, 7, 13, 29))),
+        ic=groups * data.draw(st.sampled_from((4, 8, 12))),
+        oc=groups * data.draw(AWKWARD),
+        kh=data.draw(sides),
+        kw=data.draw(sides),
+        stride=(data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))),
+        pad=(data.draw(pads), data.draw(pads), data.draw(pads), data.draw(pads)),
+        dilation=(data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2))),
+        groups=groups,
+        x=dtype,
+        y=dtype,
+    )
+    assume(spec.oh > 0 and spec.ow > 0)
+    tiles = [tile for tile in conv2d.space(spec, (name,), registers(name)) if geometry(spec, tile).unpadded]
+    assume(tiles)
+    tile = tiles[data.draw(st.integers(0, len(tiles) - 1))]
+    check(spec, tile, seed=data.draw(st.integers(0, 99)))
+    inside = [
+        sum(0 <= o * spec.stride[d] - spec.pad[d] + t * spec.dilation[d] < size for o in range(outputs) for t in range(taps))
+        for d, (size, outputs, taps) in enumerate(((spec.h, spec.oh, spec.kh), (spec.w, spec.ow, spec.kw)))
+    ]
+    assert executed_ops(spec, tile) == 2 * spec.n * inside[0] * inside[1] * spec.oc * spec.ic // groups
 
 
 @pytest.mark.parametrize("name", [n for n in INTEGER if BY_NAME[n].packs])

@@ -12,6 +12,7 @@ from tests.numerics.kernels import check, run, runnable, tensors
 from tests.numerics.test_products import ACTIVATIONS, offering, registers
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import conv2d, winograd
+from tvmflow.schedule.conv2d_geometry import ConvTile
 from tvmflow.schedule.template import executed_ops, template_for
 from tvmflow.schedule.winograd_transforms import POINTS, Transforms
 from tvmflow.target import get_target
@@ -67,7 +68,7 @@ def test_errors_are_those_of_the_direct_kernel() -> None:
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(0, 1))
     exact = np.einsum("hwcab,oabc->hwo", windows, args[1].reshape(32, 3, 3, 64).astype(np.float64)) + args[2]
 
-    def error(tile: conv2d.ConvTile | winograd.WinogradTile) -> float:
+    def error(tile: ConvTile | winograd.WinogradTile) -> float:
         return float(np.sqrt(((run(spec, tile, args, target)[0] - exact) ** 2).mean()))
 
     direct = error(next(conv2d.space(spec, target.float32, registers(FLOAT[0]))))
@@ -94,6 +95,6 @@ def test_the_model_chooses_and_the_tuner_sees_both() -> None:
     target = get_target("zen5")
     wide, narrow = Conv2d(1, 28, 28, 128, 128, **SAME), Conv2d(1, 1, 300, 16, 16, **SAME)
     template = template_for(wide, target)
-    assert {type(t) for t in template.space(wide, target)} == {conv2d.ConvTile, winograd.WinogradTile}
+    assert {type(t) for t in template.space(wide, target)} == {ConvTile, winograd.WinogradTile}
     assert isinstance(template.default(wide, target), winograd.WinogradTile)
-    assert isinstance(template.default(narrow, target), conv2d.ConvTile)
+    assert isinstance(template.default(narrow, target), ConvTile)

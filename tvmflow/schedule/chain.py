@@ -18,12 +18,14 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Chain, Conv2d
 from tvmflow.schedule import conv2d, depthwise_float, tir
+from tvmflow.schedule.conv2d_geometry import ConvTile, Geometry
+from tvmflow.schedule.conv2d_nest import Line, Nest
 from tvmflow.schedule.intrinsics import BY_NAME
 from tvmflow.target import Cpu
 
 Array = NDArray[Any]
 Expr = Any
-StageTile: TypeAlias = conv2d.ConvTile | depthwise_float.DepthwiseFloatTile
+StageTile: TypeAlias = ConvTile | depthwise_float.DepthwiseFloatTile
 
 CANDIDATES = 3
 """Tiles of a stage that are combined with those of the others: the best by the stage's own model."""
@@ -145,17 +147,14 @@ def _rows(
     if isinstance(tile, depthwise_float.DepthwiseFloatTile):
         depthwise_float.Nest(stage, tile, weight, bias, (bounds,)).lines(source, to, start, stop)
         return
-    geo = conv2d.Geometry(_row_spec(stage), BY_NAME[tile.dot])
+    dot = BY_NAME[tile.dot]
+    pointwise = is_pointwise(stage)
+    geo = Geometry(_row_spec(stage), dot) if pointwise else Geometry(stage, dot, unpadded=True)
     with T.serial(start, stop) as line:
-        if is_pointwise(stage):
-            x = source.view(line)
-        else:
-            planes = stage.ic if stage.nchw else 1
-            border = conv2d.Geometry(stage, geo.dot).staging(tir.const(0.0, stage.x))
-            top = line * stage.stride[0] - stage.pad[0]
-            x = border.band(source.buffer, source.image * planes, top, _span(stage), planes)
-        added = [] if residual is None else [residual.view(line)]
-        conv2d.Nest(geo, tile, staged=True).emit(x, weight, bias, bounds, *added, to.view(line))
+        corner = source.start(line) if pointwise else source.image * geo.image + geo.line.start(line) * geo.row
+        place = Line(line, T.Bind(corner), T.Bind(to.start(line)))
+        added = [] if residual is None else [residual.buffer]
+        Nest(geo, tile, place).emit(source.buffer, weight, bias, bounds, *added, to.buffer)
 
 
 def held_rows(stages: tuple[Conv2d, ...], rows: int) -> list[int]:

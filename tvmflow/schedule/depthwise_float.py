@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
-from tvmflow.schedule import tir
+from tvmflow.schedule import border, tir
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 
@@ -77,11 +77,11 @@ def emit(spec: Conv2d, tile: DepthwiseFloatTile, name: str) -> tirx.PrimFunc:
 def column_tiles(spec: Conv2d, mw: int) -> list[tuple[int, int, Taps]]:
     """First output, number and taps of tiles that follow each other and see the image alike."""
     found: list[tuple[int, int, Taps]] = []
+    _, columns = border.axes(spec)
     for t in range(ceil(spec.ow / mw)):
         start = min(t * mw, spec.ow - mw)
-        left = start * spec.stride[1] - spec.pad[1]
-        every = ((m * spec.stride[1] + k * spec.dilation[1], m, k) for m in range(mw) for k in range(spec.kw))
-        taps = tuple(sorted(tap for tap in every if 0 <= left + tap[0] < spec.w))
+        inside = ((m, k) for m in range(mw) for k in columns.inside(start + m))
+        taps = tuple(sorted((m * spec.stride[1] + k * spec.dilation[1], m, k) for m, k in inside))
         if found and found[-1][2] == taps and start == found[-1][0] + found[-1][1] * mw:
             found[-1] = (found[-1][0], found[-1][1] + 1, taps)
         else:
@@ -125,20 +125,18 @@ class Nest:
 
     def _line(self, source: tir.Rows, to: tir.Rows, oh: Expr, c: Expr) -> None:
         spec = self.spec
-        top = T.Bind(oh * spec.stride[0] - spec.pad[0])
-        spacing = spec.dilation[0]
-        # kernel rows inside the image
-        first = T.Bind((tirx.max(-top, 0) + spacing - 1) // spacing)
-        last = T.Bind(tirx.min((spec.h - top + spacing - 1) // spacing, spec.kh))
+        rows, columns = border.axes(spec)
+        top = T.Bind(rows.start(oh))
+        first, last = (T.Bind(bound) for bound in rows.inside_at(top))
         for start, count, taps in column_tiles(spec, self.tile.mw):
             with T.serial(0, count) as t:
                 ow0 = T.Bind(start + t * self.tile.mw)
-                left = T.Bind((ow0 * spec.stride[1] - spec.pad[1]) * spec.oc + c)
+                left = T.Bind(columns.start(ow0) * spec.oc + c)
                 index = T.Bind(to.start(oh) + ow0 * spec.oc + c)
                 acc = self._accumulators(c)
 
                 def kernel_row(kh: Expr, left: Expr = left, taps: Taps = taps, acc: list[Any] = acc) -> None:
-                    self._multiply(acc, source.buffer, T.Bind(source.start(top + kh * spacing) + left), kh, c, taps)
+                    self._multiply(acc, source.buffer, T.Bind(source.start(top + kh * spec.dilation[0]) + left), kh, c, taps)
 
                 with T.If(last - first == spec.kh):
                     with T.Then():

@@ -48,11 +48,11 @@ class Staging:
             self._row(x, scratch, r * self.row_size, r // rows, r % rows - self.pad[0])
         return scratch
 
-    def band(self, x: Any, image: Expr, first: Expr, count: int, planes: int = 1) -> Any:
-        """Scratch with ``count`` rows of ``planes`` images from line ``first`` on, which may lie outside of the image."""
-        scratch = T.alloc_buffer((planes * count * self.row_size,), self.dtype, scope="global")
-        with T.serial(0, planes * count) as r:
-            self._row(x, scratch, r * self.row_size, image + r // count, first + r % count)
+    def band(self, x: Any, image: Expr, first: Expr, count: int) -> Any:
+        """Scratch with ``count`` rows of an image from line ``first`` on, which may lie outside of the image."""
+        scratch = T.alloc_buffer((count * self.row_size,), self.dtype, scope="global")
+        with T.serial(0, count) as r:
+            self._row(x, scratch, r * self.row_size, image, first + r)
         return scratch
 
     def _row(self, x: Any, scratch: Any, to: Expr, image: Expr, line: Expr) -> None:

@@ -32,12 +32,13 @@ from tvmflow.schedule import (
     pool,
     winograd,
 )
+from tvmflow.schedule.conv2d_geometry import ConvTile
 from tvmflow.schedule.intrinsics import BY_NAME
 from tvmflow.target import Target
 
 Array = NDArray[Any]
 Tile: TypeAlias = (
-    conv2d.ConvTile
+    ConvTile
     | winograd.WinogradTile
     | chain.ChainTile
     | depthwise.DepthwiseTile
@@ -122,7 +123,7 @@ def _registers(target: Target) -> int:
     return target.cpu.registers
 
 
-CONVOLUTIONS: dict[type, Any] = {conv2d.ConvTile: conv2d, winograd.WinogradTile: winograd}
+CONVOLUTIONS: dict[type, Any] = {ConvTile: conv2d, winograd.WinogradTile: winograd}
 """Ways to run a convolution; each has a space, and their models are compared."""
 
 
@@ -284,9 +285,8 @@ TEMPLATES: tuple[Template, ...] = (
 
 def executed_ops(spec: ks.Kernel, tile: Tile) -> int:
     """Operations that a kernel executes, a multiply-add counted as two: what a share of the machine's peak is of."""
-    if isinstance(spec, ks.Conv2d) and isinstance(tile, winograd.WinogradTile):
-        return winograd.ops(spec, tile)
-    return spec.ops
+    way = CONVOLUTIONS.get(type(tile))
+    return int(way.ops(spec, tile)) if way else spec.ops
 
 
 def template_for(spec: ks.Kernel, target: Target) -> Template:

@@ -57,7 +57,11 @@ def flat(buffer: Any) -> Any:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a flat buffer: those of image ``image`` of a tensor, or, in a ring, the last few of an image."""
+    """Rows of a flat buffer: those of image ``image`` of a tensor, or, in a ring, the last few of an image.
+
+    Rows have no views of their own: TVM 0.27's StorageRewrite does not see what a declared view of scratch reads, and gives its
+    memory away before that.
+    """
 
     buffer: Any
     held: int
@@ -71,10 +75,6 @@ class Rows:
         """First element of a row."""
         return (row % self.held if self.ring else self.image * self.held + row) * self.size
 
-    def view(self, row: Expr) -> Any:
-        """The buffer as it is seen from a row on."""
-        return T.decl_buffer((self.size,), self.buffer.dtype, data=self.buffer.data, elem_offset=T.Bind(self.start(row)))
-
 
 def register(lanes: int, dtype: str) -> Any:
     """A vector that stays in a register."""
@@ -86,16 +86,18 @@ def parallel_if(condition: bool, extent: int) -> AbstractContextManager[Any]:
     return T.parallel(0, extent) if condition and extent > 1 else T.serial(0, extent)
 
 
-def loops(extents: Sequence[int], body: Callable[..., None]) -> None:
-    """``body(*indices)`` in nested serial loops, those of one turn left out."""
+def loops(bounds: Sequence[tuple[Expr, Expr]], body: Callable[..., None]) -> None:
+    """``body(*indices)`` in nested serial loops, each from the first to before the second of its bounds; no loop of one turn."""
 
     def level(done: list[Expr]) -> None:
-        if len(done) == len(extents):
+        if len(done) == len(bounds):
             body(*done)
-        elif extents[len(done)] == 1:
-            level([*done, 0])
+            return
+        begin, end = bounds[len(done)]
+        if isinstance(end, int) and isinstance(begin, int) and end - begin == 1:
+            level([*done, begin])
         else:
-            with T.serial(0, extents[len(done)]) as i:
+            with T.serial(begin, end) as i:
                 level([*done, i])
 
     level([])
@@ -131,13 +133,13 @@ def prim_func(
     return builder.get()
 
 
-def conv_params(spec: Conv2d, weight: tuple[int, ...], weight_dtype: str, channels: int) -> Params:
-    """Parameters of a convolution: ``x, weight, bias, (multiplier, quant | bounds)[, residual], y``, the weight as it is packed
-    and the tables with room for ``channels``."""
+def conv_params(spec: Conv2d, weight: tuple[int, ...], weight_dtype: str, channels: int, biases: int = 1) -> Params:
+    """Parameters of a convolution: ``x, weight, bias, (multiplier, quant | bounds)[, residual], y``, the weight as it is packed,
+    the tables with room for ``channels``, and as many tables of biases."""
     params: Params = [
         ("x", spec.in_shape, spec.x),
         ("weight", weight, weight_dtype),
-        ("bias", (channels,), "int32" if spec.is_integer else "float32"),
+        ("bias", (biases * channels,), "int32" if spec.is_integer else "float32"),
     ]
     if spec.is_integer:
         params += [("multiplier", (channels,), "float32"), ("quant", (12 if spec.residual else 4,), "int32")]
