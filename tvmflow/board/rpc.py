@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tvm import rpc  # at once: a board that is connected waits five seconds for words, and a busy machine loads TVM in more
 
 from tvmflow.board.local import read_line, stop
 from tvmflow.board.reach import reach, wait_until_free
@@ -93,8 +94,6 @@ class RemoteBoard:
     """One session on a board; nobody else gets it before ``close``. Use it in a ``with`` block."""
 
     def __init__(self, board: Board, facts: Mapping[str, Any], relay: _Relay, resources: ExitStack) -> None:
-        from tvm import rpc
-
         self.board = board
         self.facts = facts
         """What the board told of itself before the session began; see ``info.board_info``."""

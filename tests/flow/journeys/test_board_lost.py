@@ -73,7 +73,8 @@ def test_killed_in_mid_run(
     try:
         deadline = time.monotonic() + SECONDS
         while (worker := running_worker(process)) is None:
-            assert client.poll() is None and time.monotonic() < deadline
+            assert client.poll() is None, client.communicate()
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         (process if victim == "server" else worker).kill()
         out, said = client.communicate(timeout=SECONDS)
