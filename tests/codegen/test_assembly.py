@@ -17,13 +17,14 @@ from tvmflow.schedule.template import template_for
 from tvmflow.target import get_target, target_files
 
 SHAPES = {
-    "conv3x3": {"h": 28, "w": 28, "ic": 64, "oc": 64, "kh": 3, "kw": 3, "pad": (1, 1, 1, 1)},
+    "conv3x3": {"h": 28, "w": 28, "ic": 64, "oc": 64, "kh": 3, "kw": 3, "stride": (2, 2), "pad": (1, 1, 1, 1)},
+    "winograd": {"h": 28, "w": 28, "ic": 64, "oc": 64, "kh": 3, "kw": 3, "pad": (1, 1, 1, 1)},
     "conv1x1": {"h": 28, "w": 28, "ic": 128, "oc": 128},
     "first": {"h": 56, "w": 56, "ic": 3, "oc": 32, "kh": 3, "kw": 3, "stride": (2, 2), "pad": (1, 1, 1, 1)},
     "dense": {"h": 1, "w": 1, "ic": 256, "oc": 128},
     "depthwise": {"h": 28, "w": 28, "ic": 64, "oc": 64, "kh": 3, "kw": 3, "pad": (1, 1, 1, 1), "groups": 64},
 }
-PRODUCTS = ("conv3x3", "conv1x1", "first", "dense")
+PRODUCTS = ("conv3x3", "winograd", "conv1x1", "first", "dense")
 CPUS = sorted(name for name in target_files() if get_target(name).cuda is None)
 
 INSTRUCTION = {
@@ -35,6 +36,12 @@ INSTRUCTION = {
     "sse2": r"^pmaddwd\b.*%xmm",
     "neon": r"^sm(la|ul)l2?\b",
     "sdot": r"^sdot\b",
+    "wssd512": r"^vpdpwssd\b.*%zmm",
+    "wssd256": r"^\{vex\}\s+vpdpwssd\b.*%ymm",
+    "wmadd512": r"^vpmaddwd\b.*%zmm",
+    "wmadd256": r"^vpmaddwd\b.*%ymm",
+    "wmadd128": r"^pmaddwd\b.*%xmm",
+    "wsmlal": r"^sm(la|ul)l2?\b",
     "fma512": r"^vfmadd(213|231)ps\b.*%zmm",
     "fma256": r"^vfmadd(213|231)ps\b.*%ymm",
     "sse": r"^mulps\b",
@@ -119,16 +126,18 @@ def reloads(body: tuple[str, ...], code: tuple[str, ...]) -> int:
     return count(body, re.compile(rf"^\S+\s+-?\d*\({base}\).*%[xyz]mm|^ld[rp]\s+q.*\[{base}\b"))
 
 
-def rows(name: str) -> dict[str, str]:
+def rows(name: str, shape: str = "") -> dict[str, str]:
     """Type of the operands -> the row that a target prefers for them."""
     target = get_target(name)
-    return {target.int8.storage: target.int8.dot[0], "float32": target.float32[0]}
+    bytewise = target.int8.dot[0]
+    words = BY_NAME[bytewise].words if shape == "winograd" else ""
+    return {target.int8.storage: words or bytewise, "float32": target.float32[0]}
 
 
 @pytest.mark.parametrize("shape", PRODUCTS)
 @pytest.mark.parametrize("name", CPUS)
 def test_products_keep_their_sums_in_registers(name: str, shape: str) -> None:
-    for dtype, row in rows(name).items():
+    for dtype, row in rows(name, shape).items():
         code = instructions(name, shape, dtype)
         body = hottest(code, INSTRUCTION[row])
         allowed = SPILLS.get((row, shape), 0)
@@ -164,6 +173,14 @@ def test_nothing_saturates_gathers_or_is_left_over(name: str, shape: str) -> Non
         assert count(code, SATURATES) == 0 and count(code, GATHERS) == 0
         for body in innermost_loops(code):
             assert count(body, SCALAR_MULTIPLY) == 0, body
+
+
+@pytest.mark.parametrize("name", [name for name in CPUS if BY_NAME[get_target(name).int8.dot[0]].words])
+def test_arithmetic_modulo_is_that_of_words(name: str) -> None:
+    """Sums modulo 2**32 are one addition of 32 bits, not of 64."""
+    code = instructions(name, "winograd", get_target(name).int8.storage)
+    assert count(code, re.compile(r"^v?p(add|sub)d\b|^(add|sub)\s+v\d+\.4s")) > 50
+    assert count(code, re.compile(r"^v?p(add|sub)q\b|^(add|sub)\s+v\d+\.2d")) == 0
 
 
 def test_awkward_channels_have_no_scalar_remainder() -> None:

@@ -9,54 +9,100 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.numerics.kernels import check, run, runnable, tensors
-from tests.numerics.test_products import ACTIVATIONS, offering, registers
+from tests.numerics.test_products import ACTIVATIONS, INTEGER, offering, registers, storage
+from tvmflow.kernels.reference import run_kernel
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import conv2d, winograd
 from tvmflow.schedule.conv2d_geometry import ConvTile
 from tvmflow.schedule.template import executed_ops, template_for
-from tvmflow.schedule.winograd_transforms import POINTS, Transforms
+from tvmflow.schedule.winograd_transforms import LARGEST, POINTS, WHOLE_POINTS, Transforms, transforms
 from tvmflow.target import get_target
 
 FLOAT = runnable(("fma512", "fma256", "sse", "generic_f32"))
 SAME = {"kh": 3, "kw": 3, "pad": (1, 1, 1, 1), "x": "float32", "y": "float32"}
 
 
-@pytest.mark.parametrize("m", POINTS)
-def test_transforms_are_a_convolution(m: int) -> None:
-    transforms, rng = Transforms(m), np.random.default_rng(0)
+WHOLE = [points for alternatives in WHOLE_POINTS.values() for points in alternatives]
+EVERY = [*(Transforms(points) for points in POINTS.values()), *(Transforms(points, whole=True) for points in WHOLE)]
+
+
+@pytest.mark.parametrize("transforms", EVERY, ids=lambda t: f"{t.m}x{t.m} {'whole' if t.whole else 'float'}")
+def test_transforms_are_a_convolution(transforms: Transforms) -> None:
+    m, rng = transforms.m, np.random.default_rng(0)
     patch, kernel = rng.standard_normal((m + 2, m + 2)), rng.standard_normal((3, 3))
     products = (transforms.weight @ kernel @ transforms.weight.T) * (transforms.input @ patch @ transforms.input.T)
+    outputs = transforms.output @ products @ transforms.output.T
+    if transforms.whole:
+        outputs /= np.reshape(transforms.factors, (m, m))
     windows = np.lib.stride_tricks.sliding_window_view(patch, (3, 3))
-    np.testing.assert_allclose(transforms.output @ products @ transforms.output.T, (windows * kernel).sum((-1, -2)), atol=1e-13)
+    np.testing.assert_allclose(outputs, (windows * kernel).sum((-1, -2)), atol=1e-13)
+
+
+@pytest.mark.parametrize("points", WHOLE)
+def test_whole_transforms_fit_words(points: tuple[tuple[float, float], ...]) -> None:
+    transforms = Transforms(points, whole=True)
+    for matrix in (transforms.weight, transforms.input):
+        largest = np.abs(matrix).sum(axis=1).max()
+        assert np.array_equal(matrix, np.rint(matrix)) and largest**2 * LARGEST < 2**15
+    assert np.array_equal(transforms.output, np.rint(transforms.output))
+
+
+def test_points_follow_from_the_bits_to_spare() -> None:
+    """F(4x4) with +-1, +-2 takes 6 of 32 bits, and 9 products of two bytes 18: 227 channels leave as many, 228 do not."""
+    cheap, spare = WHOLE_POINTS[4]
+    used = {channels: found and found.points for channels in (227, 228, 3640, 3641) if [found := transforms(4, channels, True)]}
+    assert used == {227: cheap, 228: spare, 3640: spare, 3641: None}
 
 
 @st.composite
-def convolutions(draw: st.DrawFn, lanes: int) -> Conv2d:
+def convolutions(draw: st.DrawFn, lanes: int, dtype: str) -> Conv2d:
     pad = st.integers(0, 2)
+    residual = draw(st.booleans())
     return Conv2d(
         n=draw(st.sampled_from((1, 2))),
         h=draw(st.integers(4, 11)),
         w=draw(st.integers(4, 11)),
-        ic=lanes + draw(st.sampled_from((0, 3, lanes))),
+        ic=lanes + draw(st.sampled_from((0, 3, lanes) if dtype == "float32" else (0, 2, 6, lanes, 228))),
         oc=lanes + draw(st.sampled_from((0, 5, 2 * lanes))),
         kh=3,
         kw=3,
         pad=(draw(pad), draw(pad), draw(pad), draw(pad)),
-        x="float32",
-        y="float32",
-        residual=draw(st.booleans()),
-        activation=draw(ACTIVATIONS),
+        x=dtype,
+        y=dtype if residual or dtype == "float32" else draw(st.sampled_from((dtype, dtype, "float32"))),
+        residual=residual,
+        activation=draw(ACTIVATIONS) if dtype == "float32" else "",
     )
 
 
-@pytest.mark.parametrize("instruction", FLOAT)
+@pytest.mark.parametrize("instruction", [*FLOAT, *INTEGER])
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_winograd(instruction: str, data: st.DataObject) -> None:
     target = offering(instruction)
-    spec = data.draw(convolutions(winograd.BY_NAME[instruction].lanes))
-    tile = data.draw(st.sampled_from(list(winograd.space(spec, target.float32, registers(instruction)))))
-    check(spec, msgspec.structs.replace(tile, threads=data.draw(st.booleans())), target)
+    dtype = "float32" if instruction in FLOAT else storage(instruction)
+    spec = data.draw(convolutions(winograd.BY_NAME[instruction].lanes, dtype))
+    tile = data.draw(st.sampled_from(list(winograd.space(spec, (instruction,), registers(instruction)))))
+    check(spec, msgspec.structs.replace(tile, threads=data.draw(st.booleans())), target, seed=data.draw(st.integers(0, 99)))
+
+
+@pytest.mark.parametrize("channels", [224, 228])
+@pytest.mark.parametrize("instruction", INTEGER)
+def test_the_largest_sums_are_exact(instruction: str, channels: int) -> None:
+    """Operands at both ends of their types, so that products overflow on the way and outputs need all bits that they may."""
+    target, dtype = offering(instruction), storage(instruction)
+    spec = Conv2d(1, 6, 6, channels, 16, 3, 3, (1, 1), (1, 1, 1, 1), x=dtype, y="float32")
+    x, weight, bias, multiplier, quant = tensors(spec)
+    ends, rng = np.iinfo(dtype), np.random.default_rng(1)
+    weight = np.where(np.arange(16)[:, None, None, None] % 2, rng.choice([-128, 127], weight.shape), -128).astype(np.int8)
+    for pattern in (
+        np.full_like(x, ends.max),
+        np.full_like(x, ends.min),
+        rng.choice([ends.min, ends.max], x.shape).astype(dtype),
+    ):
+        args = [pattern, weight, bias, multiplier, quant]
+        expected = run_kernel(spec, args)
+        for tile in {t.m: t for t in winograd.space(spec, (instruction,), registers(instruction))}.values():
+            np.testing.assert_array_equal(run(spec, tile, args, target), expected)
 
 
 def test_errors_are_those_of_the_direct_kernel() -> None:
@@ -77,18 +123,30 @@ def test_errors_are_those_of_the_direct_kernel() -> None:
     assert 0 < error(by_m[4]) < 3 * direct
 
 
-@pytest.mark.parametrize(
-    "change", [{"x": "uint8", "y": "uint8"}, {"stride": (2, 2)}, {"groups": 2}, {"dilation": (2, 2)}, {"ic": 8}, {"kw": 1}]
-)
-def test_what_winograd_leaves_to_the_direct_kernel(change: dict[str, object]) -> None:
-    spec = msgspec.structs.replace(Conv2d(1, 14, 14, 64, 64, **SAME), **change)
-    assert not winograd.fits(spec, ("fma512",))
+@pytest.mark.parametrize("change", [{"stride": (2, 2)}, {"groups": 2}, {"dilation": (2, 2)}, {"ic": 7}, {"oc": 3}, {"kw": 1}])
+@pytest.mark.parametrize(("dtype", "row"), [("float32", "fma512"), ("uint8", "vnni512"), ("int8", "maddwd512")])
+def test_what_winograd_leaves_to_the_direct_kernel(dtype: str, row: str, change: dict[str, object]) -> None:
+    spec = msgspec.structs.replace(Conv2d(1, 14, 14, 64, 64, **SAME | {"x": dtype, "y": dtype}), **change)
+    assert not list(winograd.space(spec, (row,), 32))
+
+
+@pytest.mark.parametrize(("row", "channels"), [("sdot", 64), ("maddwd512", 65), ("maddwd512", 3642)])
+def test_integers_that_winograd_leaves_to_the_direct_kernel(row: str, channels: int) -> None:
+    """No instruction for words, half a pair of channels, no bits to spare."""
+    assert not list(winograd.space(Conv2d(1, 14, 14, channels, 64, **SAME | {"x": "int8", "y": "int8"}), (row,), 32))
 
 
 def test_operations_are_those_executed() -> None:
     spec = Conv2d(1, 8, 8, 16, 16, **SAME)
     by_m = {t.m: t for t in winograd.space(spec, ("fma512",), 32)}
     assert [executed_ops(spec, by_m[m]) * factor for m, factor in ((2, 2.25), (4, 4))] == [spec.ops, spec.ops]
+
+
+@pytest.mark.parametrize(("row", "saved"), [("vnni512", 2), ("maddwd512", 4)])
+def test_words_count_for_the_bytes_in_whose_place_they_are(row: str, saved: int) -> None:
+    spec = Conv2d(1, 8, 8, 64, 64, **SAME | {"x": "uint8", "y": "uint8"})
+    (tile,) = {t.m: t for t in winograd.space(spec, (row,), 32) if t.m == 4}.values()
+    assert executed_ops(spec, tile) * saved == spec.ops
 
 
 def test_the_model_chooses_and_the_tuner_sees_both() -> None:
@@ -98,3 +156,24 @@ def test_the_model_chooses_and_the_tuner_sees_both() -> None:
     assert {type(t) for t in template.space(wide, target)} == {ConvTile, winograd.WinogradTile}
     assert isinstance(template.default(wide, target), winograd.WinogradTile)
     assert isinstance(template.default(narrow, target), ConvTile)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "chosen"),
+    [
+        ("zen5", 56, 64, True),
+        ("zen5", 7, 512, False),
+        ("x86-64-v3", 7, 512, True),
+        ("rpi4", 14, 256, True),
+        ("rpi5", 14, 256, False),
+    ],
+)
+def test_the_model_chooses_for_integers(name: str, size: int, channels: int, chosen: bool) -> None:
+    target = get_target(name)
+    spec = Conv2d(1, size, size, channels, channels, **SAME | {"x": target.int8.storage, "y": target.int8.storage})
+    assert isinstance(template_for(spec, target).default(spec, target), winograd.WinogradTile) == chosen
+
+
+def test_images_of_many_patches_are_split_for_threads() -> None:
+    spec = Conv2d(1, 28, 28, 64, 64, **SAME)
+    assert min(winograd.Geometry(spec, tile).bands for tile in winograd.space(spec, ("fma512",), 32)) == 2

@@ -46,11 +46,13 @@ class Dot:
     """Registers that a step needs beside accumulators and weights: broadcasts in flight, products that wait for their sum."""
     narrower: str = ""
     """Row with half the lanes, for narrow outputs."""
+    words: str = ""
+    """Row that multiplies int16 by int16 and adds modulo 2**32, where that is worth while: schedule/winograd.py."""
 
     @property
     def packs(self) -> bool:
         """Whether results leave the registers through x86's packs: schedule/packs.py."""
-        return self.lanewise in (_vpdpbusd, pmaddwd, _pmaddwd_sse2)
+        return self.lanewise in (_vpdpbusd, _vpdpwssd, pmaddwd, _pmaddwd_sse2, _pmaddwd_words)
 
     def broadcast(self, acc: Expr, a: Expr, b: Expr) -> Expr:
         """``a`` is one vector of ``group`` elements (a scalar when group is 1), the same for all lanes."""
@@ -63,6 +65,16 @@ def llvm(dtype: str, name: str, *args: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, T.llvm_lookup_intrinsic_id(name), *args)
 
 
+def wrapping(operation: str, a: Expr, b: Expr) -> Expr:
+    """``add``, ``sub`` or ``mul`` of int32 vectors modulo 2**32; TVM's own are undefined where they overflow, as C's are.
+
+    LLVM's predicated forms have no such flag, and with all lanes on they become the plain instruction.
+    """
+    lanes = int(a.ty.dtype.lanes)
+    every = tirx.Broadcast(tirx.const(True, "bool"), lanes)
+    return llvm(f"int32x{lanes}", f"llvm.vp.{operation}.v{lanes}i32", a, b, every, tirx.const(lanes, "int32"))
+
+
 def _words(a: Expr, lanes: int) -> Expr:
     """The ``group`` packed elements of ``a`` as one 32-bit word in every lane."""
     return tirx.Broadcast(tirx.reinterpret("int32", a), lanes)
@@ -73,13 +85,26 @@ def _vpdpbusd(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
     return llvm(f"int32x{lanes}", name, acc, tirx.reinterpret(f"int8x{4 * lanes}", a), b)
 
 
+def _vpdpwssd(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+    name = f"llvm.x86.avx512.vpdpwssd.{lanes * 32}"
+    return llvm(f"int32x{lanes}", name, acc, tirx.reinterpret(f"int16x{2 * lanes}", a), b)
+
+
 _PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 
 
 def pmaddwd(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
     """Sum of pairs of int16 products, exact."""
+    return acc + _pairs(a, b, lanes)
+
+
+def _pmaddwd_words(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+    return wrapping("add", acc, _pairs(a, b, lanes))
+
+
+def _pairs(a: Expr, b: Expr, lanes: int) -> Expr:
     wide = f"int16x{2 * lanes}"
-    return acc + llvm(f"int32x{lanes}", _PMADDWD[lanes], tirx.reinterpret(wide, a), b.astype(wide))
+    return llvm(f"int32x{lanes}", _PMADDWD[lanes], tirx.reinterpret(wide, a), b.astype(wide))
 
 
 def _pmaddwd_sse2(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
@@ -105,6 +130,11 @@ def _smlal(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
     return acc + a.astype(wide) * b.astype(wide)
 
 
+def _smlal_words(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
+    wide = f"int32x{lanes}"
+    return wrapping("add", acc, a.astype(wide) * b.astype(wide))
+
+
 def _fma(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
     return llvm(f"float32x{lanes}", "llvm.fma", a, b, acc)
 
@@ -114,9 +144,20 @@ def _mul_add(acc: Expr, a: Expr, b: Expr, lanes: int) -> Expr:
 
 
 DOTS: tuple[Dot, ...] = (
-    Dot("vnni512", "VPDPBUSD zmm", 4, 16, "uint8", "int8", "int32", _vpdpbusd, narrower="vnni256"),
-    Dot("vnni256", "VPDPBUSD ymm (AVX512VL or AVX-VNNI)", 4, 8, "uint8", "int8", "int32", _vpdpbusd, narrower="vnni128"),
-    Dot("vnni128", "VPDPBUSD xmm", 4, 4, "uint8", "int8", "int32", _vpdpbusd),
+    Dot("vnni512", "VPDPBUSD zmm", 4, 16, "uint8", "int8", "int32", _vpdpbusd, narrower="vnni256", words="wssd512"),
+    Dot(
+        "vnni256",
+        "VPDPBUSD ymm (AVX512VL or AVX-VNNI)",
+        4,
+        8,
+        "uint8",
+        "int8",
+        "int32",
+        _vpdpbusd,
+        narrower="vnni128",
+        words="wssd256",
+    ),
+    Dot("vnni128", "VPDPBUSD xmm", 4, 4, "uint8", "int8", "int32", _vpdpbusd, words="wssd128"),
     Dot(
         "maddwd512",
         "VPMADDWD zmm: int16 operands, so that no pair of products saturates",
@@ -127,14 +168,46 @@ DOTS: tuple[Dot, ...] = (
         "int32",
         pmaddwd,
         narrower="maddwd256",
+        words="wmadd512",
     ),
-    Dot("maddwd256", "VPMADDWD ymm (AVX2)", 2, 8, "int16", "int8", "int32", pmaddwd, temporaries=2, narrower="maddwd128"),
-    Dot("maddwd128", "PMADDWD xmm (SSE2)", 2, 4, "int16", "int8", "int32", pmaddwd, temporaries=2),
-    Dot("sse2", "PMADDWD xmm without SSE4.1", 2, 4, "int16", "int8", "int32", _pmaddwd_sse2, temporaries=2),
+    Dot(
+        "maddwd256",
+        "VPMADDWD ymm (AVX2)",
+        2,
+        8,
+        "int16",
+        "int8",
+        "int32",
+        pmaddwd,
+        temporaries=2,
+        narrower="maddwd128",
+        words="wmadd256",
+    ),
+    Dot("maddwd128", "PMADDWD xmm (SSE2)", 2, 4, "int16", "int8", "int32", pmaddwd, temporaries=2, words="wmadd128"),
+    Dot("sse2", "PMADDWD xmm without SSE4.1", 2, 4, "int16", "int8", "int32", _pmaddwd_sse2, temporaries=2, words="wmadd128"),
     Dot("sdot", "SDOT (Armv8.2 dotprod)", 4, 4, "int8", "int8", "int32", _sdot, temporaries=3),
-    Dot("neon", "SMLAL/SMLAL2 on int16", 1, 8, "int16", "int8", "int32", _smlal, regs_per_acc=2, narrower="neon4"),
-    Dot("neon4", "SMLAL on int16", 1, 4, "int16", "int8", "int32", _smlal),
-    Dot("generic", "plain integer multiply and add, whatever the compiler makes of it", 1, 4, "int16", "int8", "int32", _smlal),
+    Dot(
+        "neon", "SMLAL/SMLAL2 on int16", 1, 8, "int16", "int8", "int32", _smlal, regs_per_acc=2, narrower="neon4", words="wsmlal"
+    ),
+    Dot("neon4", "SMLAL on int16", 1, 4, "int16", "int8", "int32", _smlal, words="wsmlal"),
+    Dot(
+        "generic",
+        "plain integer multiply and add, whatever the compiler makes of it",
+        1,
+        4,
+        "int16",
+        "int8",
+        "int32",
+        _smlal,
+        words="wsmlal",
+    ),
+    Dot("wssd512", "VPDPWSSD zmm", 2, 16, "int16", "int16", "int32", _vpdpwssd, narrower="wssd256"),
+    Dot("wssd256", "VPDPWSSD ymm (AVX512VL or AVX-VNNI)", 2, 8, "int16", "int16", "int32", _vpdpwssd, narrower="wssd128"),
+    Dot("wssd128", "VPDPWSSD xmm", 2, 4, "int16", "int16", "int32", _vpdpwssd),
+    Dot("wmadd512", "VPMADDWD zmm", 2, 16, "int16", "int16", "int32", _pmaddwd_words, temporaries=2, narrower="wmadd256"),
+    Dot("wmadd256", "VPMADDWD ymm", 2, 8, "int16", "int16", "int32", _pmaddwd_words, temporaries=2, narrower="wmadd128"),
+    Dot("wmadd128", "PMADDWD xmm", 2, 4, "int16", "int16", "int32", _pmaddwd_words, temporaries=2),
+    Dot("wsmlal", "SMLAL, or plain multiply and add of int16", 1, 4, "int16", "int16", "int32", _smlal_words),
     Dot("fma512", "VFMADD231PS zmm", 1, 16, "float32", "float32", "float32", _fma, narrower="fma256"),
     Dot("fma256", "VFMADD231PS ymm", 1, 8, "float32", "float32", "float32", _fma, narrower="fma128"),
     Dot("fma128", "VFMADD231PS xmm", 1, 4, "float32", "float32", "float32", _fma),

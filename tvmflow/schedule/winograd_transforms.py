@@ -1,76 +1,202 @@
 """The transforms of Winograd's convolution, made from their interpolation points (Toom and Cook).
 
-Points are 0, pairs of +-p, and infinity. The rows of a pair differ in sign only, so each transform is a sparse matrix beside a
-butterfly of sums and differences: ``forward = butterfly . gather``, ``backward = scatter . butterfly``.
+Points are fractions ``a / b``, infinity is one over 0. The rows of a pair +-p differ in sign only, so each transform is a sparse
+matrix beside a butterfly of sums and differences: ``forward = butterfly . gather``, ``backward = scatter . butterfly``.
 
-F(4x4) takes the points +-sqrt(1/2), +-sqrt(2) and not the usual +-1, +-2: it loses half as many bits. Error against a direct
-convolution in float64, relative to the root mean square of the outputs (3x3, 256 channels, rectified normal inputs;
+In float32 F(4x4) takes the points +-sqrt(1/2), +-sqrt(2) and not the usual +-1, +-2: it loses half as many bits. Error against a
+direct convolution in float64, relative to the root mean square of the outputs (3x3, 256 channels, rectified normal inputs;
 root mean square / largest): direct float32 6.0e-7 / 4.5e-6, F(2x2) 4.1e-7 / 2.0e-6, F(4x4) 1.2e-6 / 6.4e-6 (with +-1, +-2:
 2.5e-6 / 3.1e-5). Barabasz et al., Error Analysis and Improving the Accuracy of Winograd Convolution, 2020, explain why.
+
+Integers lose nothing. The fractions of the weights' transform are moved to the outputs' one, and from there to a factor of each
+output (:attr:`Transforms.factors`). Transformed inputs and weights fit int16. Their sums may not fit int32, but all that follows
+is right modulo 2**32: what comes out is multiplied by the inverse of the factor's odd part and shifted by the bits of its even
+part, if the output has these to spare. The points +-1, +-2 take 6 bits, enough for 227 channels. 0, 1, -1, 2, -1/2 and infinity
+have as few twos in their differences as six points can, and take 2, for some more work.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
-from math import sqrt
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, lru_cache, reduce
+from itertools import pairwise
+from math import lcm, sqrt
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm.tirx.script.builder import ir as T
 
 from tvmflow.schedule import tir
-from tvmflow.schedule.intrinsics import Dot
+from tvmflow.schedule.intrinsics import wrapping
 
 Expr = Any
 Matrix = NDArray[np.float64]
 
-POINTS: dict[int, tuple[float, ...]] = {2: (1.0,), 4: (sqrt(0.5), sqrt(2.0))}
-"""Outputs a side -> the positive interpolation points."""
+Point: TypeAlias = tuple[float, float]
+"""Numerator and denominator."""
+INFINITY: Point = (-1, 0)
+"""Negative, so that the polynomials of the other points have positive leading coefficients."""
+
+
+def _pairs(*points: float) -> tuple[Point, ...]:
+    return ((0, 1), *((sign * p, 1) for p in points for sign in (1, -1)), INFINITY)
+
+
+POINTS: dict[int, tuple[Point, ...]] = {2: _pairs(1), 4: _pairs(sqrt(0.5), sqrt(2.0))}
+"""Outputs a side -> the interpolation points of float32."""
+WHOLE_POINTS: dict[int, tuple[tuple[Point, ...], ...]] = {
+    2: (_pairs(1),),
+    4: (_pairs(1, 2), ((0, 1), (1, 1), (-1, 1), (2, 1), (-1, 2), INFINITY)),
+}
+"""The same of integers, those first that are the least work."""
+LARGEST = 128
+"""Of weights, and of inputs that count from the middle of their type."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Arithmetic of vectors of ``lanes`` elements; that of integers is modulo 2**16 or 2**32."""
+
+    dtype: str
+    lanes: int
+    fma: Callable[[Expr, Expr, Expr, int], Expr] | None = None
+    """Of a target that has it: ``fma(total, a, b, lanes)``."""
+
+    def add(self, a: Expr, b: Expr) -> Expr:
+        return T.Bind(wrapping("add", a, b) if self.dtype == "int32" else a + b)
+
+    def subtract(self, a: Expr, b: Expr) -> Expr:
+        return T.Bind(wrapping("sub", a, b) if self.dtype == "int32" else a - b)
+
+    def scale(self, factor: float, value: Expr) -> Expr:
+        if factor == 1:
+            return value
+        if self.dtype != "int32":
+            return T.Bind(value * self.splat(factor))
+        # to multiply 32 bits takes long, or many instructions
+        ones = [bit for bit in range(32) if round(factor) >> bit & 1] if factor > 0 else []
+        if len(ones) == 1:
+            return T.Bind(value << self.splat(ones[0]))
+        if len(ones) == 2:
+            return self.add(*(self.scale(1 << bit, value) for bit in ones))
+        return T.Bind(wrapping("mul", value, self.splat(factor)))
+
+    def add_scaled(self, total: Expr, factor: float, value: Expr) -> Expr:
+        if abs(factor) != 1 and self.fma:
+            return T.Bind(self.fma(total, self.splat(factor), value, self.lanes))
+        scaled = self.scale(abs(factor), value)
+        return self.add(total, scaled) if factor > 0 else self.subtract(total, scaled)
+
+    def splat(self, value: float) -> Expr:
+        return tir.splat(tir.const(value if self.dtype == "float32" else round(value), self.dtype), self.lanes)
 
 
 class Transforms:
     """Matrices of F(m x m, 3x3), and the expressions that apply them to squares of vectors."""
 
-    def __init__(self, m: int) -> None:
-        self.m = m
-        self.finite = [0.0, *(sign * p for p in POINTS[m] for sign in (1, -1))]
-        self.side = m + 2
+    def __init__(self, points: tuple[Point, ...], whole: bool = False) -> None:
+        """``whole``: all matrices are of integers, and outputs come out :attr:`factors` times as large."""
+        self.points, self.whole = points, whole
+        self.side = len(points)
+        self.m = self.side - 2
+
+    @cached_property
+    def _distances(self) -> Matrix:
+        """Of each point, the product of those to the others."""
+        return np.array([np.prod([a * d - c * b for c, d in self.points if (c, d) != (a, b)]) for a, b in self.points])
 
     @cached_property
     def weight(self) -> Matrix:
-        """``G [m + 2, 3]``: values of the kernel's polynomial at each point, over the product of the distances to the others."""
-        rows = [[p**k / np.prod([p - q for q in self.finite if q != p]) for k in range(3)] for p in self.finite]
-        return np.array([*rows, [0, 0, 1]])
+        """``G [m + 2, 3]``: values of the kernel's polynomial at each point, over its distances."""
+        values = np.array([[b * b, a * b, a * a] for a, b in self.points], float)
+        return values if self.whole else values / self._distances[:, None]
 
     @cached_property
     def input(self) -> Matrix:
         """``B^T [m + 2, m + 2]``: coefficients of the polynomials with roots at all points but one."""
-        rows = [[*np.poly([q for q in self.finite if q != p])[::-1], 0.0] for p in self.finite]
-        return np.array([*rows, np.poly(self.finite)[::-1]])
+        rows = [[(d, -c) for c, d in self.points if (c, d) != point] for point in self.points]
+        return np.array([reduce(lambda p, q: np.convolve(p, q), row, np.ones(1))[::-1][: self.side] for row in rows])
 
     @cached_property
     def output(self) -> Matrix:
-        """``A^T [m, m + 2]``: powers of the points; infinity adds to the highest only."""
-        rows = [[*(p**k for p in self.finite), float(k == self.m - 1)] for k in range(self.m)]
-        return np.array(rows)
+        """``A^T [m, m + 2]``: powers of the points. Of integers, over the distances, times what makes each row whole."""
+        rows = np.array([[a**k * b ** (self.m - 1 - k) for a, b in self.points] for k in range(self.m)], float)
+        return rows / self._distances * self._row_factors[:, None] if self.whole else rows
+
+    @cached_property
+    def _row_factors(self) -> NDArray[np.int64]:
+        def denominators(k: int) -> Iterator[int]:
+            for (a, b), distance in zip(self.points, self._distances, strict=True):
+                yield Fraction(int(a**k * b ** (self.m - 1 - k)), int(distance)).denominator
+
+        return np.array([lcm(*denominators(k)) for k in range(self.m)])
+
+    @cached_property
+    def factors(self) -> list[int]:
+        """How many times too large each output of a patch of integers is."""
+        return [int(f) for f in np.outer(self._row_factors, self._row_factors).flat]
+
+    def suffices(self, products: int) -> bool:
+        """Whether outputs that sum as many products of integers have bits to spare for their division."""
+        return products * LARGEST**2 < 1 << (31 - max(map(_even_bits, self.factors)))
+
+    def of_constant(self, value: int) -> list[int]:
+        """What each point of a patch is of which every input is ``value``."""
+        line = self.input.sum(axis=1)
+        return [round(v) for v in (value * np.outer(line, line)).flat]
+
+    @cached_property
+    def _pairs(self) -> list[int]:
+        """Numbers of the points that are followed by their opposite."""
+        return [i for i, (p, q) in enumerate(pairwise(self.points)) if p[0] and p == (-q[0], q[1])]
 
     @cached_property
     def _butterfly(self) -> Matrix:
         eye = np.eye(self.side)
-        for i in range(1, self.side - 1, 2):
+        for i in self._pairs:
             eye[i : i + 2, i : i + 2] = [[1, 1], [1, -1]]
         return eye
 
-    def forward(self, dot: Dot, square: list[list[Expr]]) -> list[Expr]:
+    def _sums_and_differences(self, vectors: Vectors, line: list[Expr]) -> list[Expr]:
+        line = list(line)
+        for i in self._pairs:
+            a, b = line[i : i + 2]
+            line[i : i + 2] = [vectors.add(a, b), vectors.subtract(a, b)]
+        return line
+
+    def forward(self, vectors: Vectors, square: list[list[Expr]]) -> list[Expr]:
         """``B^T d B`` of a patch, row by row."""
         gather = np.linalg.inv(self._butterfly) @ self.input
-        return _both_sides(square, lambda line: _sums_and_differences(_product(dot, gather, line)))
+        return _both_sides(square, lambda line: self._sums_and_differences(vectors, _product(vectors, gather, line)))
 
-    def backward(self, dot: Dot, square: list[list[Expr]]) -> list[Expr]:
+    def backward(self, vectors: Vectors, square: list[list[Expr]]) -> list[Expr]:
         """``A^T m A`` of the products of a patch, row by row."""
         scatter = self.output @ np.linalg.inv(self._butterfly)
-        return _both_sides(square, lambda line: _product(dot, scatter, _sums_and_differences(line)))
+        outputs = _both_sides(square, lambda line: _product(vectors, scatter, self._sums_and_differences(vectors, line)))
+        return [_divided(vectors, v, f) for v, f in zip(outputs, self.factors, strict=True)] if self.whole else outputs
+
+
+@lru_cache(maxsize=64)
+def transforms(m: int, channels: int, whole: bool) -> Transforms | None:
+    """Those of F(m x m, 3x3) for inputs of ``channels``; None where no points leave the bits that whole outputs need."""
+    if not whole:
+        return Transforms(POINTS[m])
+    return next((t for points in WHOLE_POINTS[m] if (t := Transforms(points, whole)).suffices(9 * channels)), None)
+
+
+def _even_bits(factor: int) -> int:
+    return (factor & -factor).bit_length() - 1
+
+
+def _divided(vectors: Vectors, value: Expr, factor: int) -> Expr:
+    """A multiple of ``factor`` known modulo 2**32, over ``factor``."""
+    bits = _even_bits(factor)
+    inverse = pow(factor >> bits, -1, 1 << 32)
+    signed = inverse - (1 << 32) if inverse >> 31 else inverse
+    return T.Bind(vectors.scale(signed, value) >> tir.splat(tir.const(bits, "int32"), vectors.lanes))
 
 
 def _both_sides(square: list[list[Expr]], apply: Any) -> list[Expr]:
@@ -78,28 +204,17 @@ def _both_sides(square: list[list[Expr]], apply: Any) -> list[Expr]:
     return [value for row in zip(*columns, strict=True) for value in apply(list(row))]
 
 
-def _sums_and_differences(line: list[Expr]) -> list[Expr]:
-    pairs = [line[i : i + 2] for i in range(1, len(line) - 1, 2)]
-    return [line[0], *(T.Bind(v) for a, b in pairs for v in (a + b, a - b)), line[-1]]
-
-
-def _product(dot: Dot, matrix: Matrix, line: list[Expr]) -> list[Expr]:
+def _product(vectors: Vectors, matrix: Matrix, line: list[Expr]) -> list[Expr]:
     """``matrix @ line`` with its zeros left out."""
-    lanes = dot.lanes
 
     def row(factors: Matrix) -> Expr:
-        # a factor of one starts the sum for nothing
-        terms = sorted(((f, v) for f, v in zip(factors, line, strict=True) if abs(f) > 1e-12), key=lambda t: t[0] != 1)
-        total = None
+        # a factor of one starts the sum for nothing, a negative one costs a product
+        (first, start), *terms = sorted(
+            ((float(f), v) for f, v in zip(factors, line, strict=True) if abs(f) > 1e-12), key=lambda t: (t[0] != 1, t[0] < 0)
+        )
+        total = vectors.scale(first, start)
         for factor, value in terms:
-            scale = tir.splat(tir.const(float(factor), "float32"), lanes)
-            if total is None:
-                total = value if factor == 1 else value * scale
-            elif abs(factor) == 1:
-                total = total + value if factor == 1 else total - value
-            else:
-                total = dot.lanewise(total, scale, value, lanes)
-            total = T.Bind(total)
+            total = vectors.add_scaled(total, factor, value)
         return total
 
     return [row(factors) for factors in matrix]
