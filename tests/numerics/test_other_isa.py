@@ -23,8 +23,10 @@ from tvmflow.build.link import link
 from tvmflow.flow.compile import runs_here
 from tvmflow.kernels import spec as ks
 from tvmflow.kernels.reference import run_kernel
+from tvmflow.schedule import winograd
 from tvmflow.schedule.intrinsics import BY_NAME
 from tvmflow.schedule.template import template_for
+from tvmflow.schedule.winograd_transforms import WHOLE_POINTS
 from tvmflow.target import Target, get_target, target_files
 
 TOOL = (sys.executable, str(Path(__file__).parents[2] / "tools" / "emulated_board"))
@@ -50,6 +52,8 @@ def awkward(x: str) -> list[ks.Kernel]:
         conv(2, 5, 5, 17, 33, x=x, y=x),
         conv(1, 8, 8, 16, 16, 3, 3, pad=(1, 1, 1, 1), x=x, y=x, residual=True),
         conv(1, 9, 8, 10, 6, 3, 2, (1, 2), (2, 0, 2, 1), (2, 1), 2, x, x),
+        conv(1, 28, 27, 66, 70, 3, 3, pad=(1, 0, 1, 2), x=x, y=x, residual=True),
+        conv(1, 22, 21, 230, 33, 3, 3, pad=(1, 1, 1, 1), x=x, y=x),
         conv(1, 1, 3, 31, 7, x=x, y="float32"),
         conv(1, 7, 7, 3, 2, 5, 5, pad=(2, 2, 2, 2), x=x, y=x),
         conv(1, 9, 7, 33, 33, 3, 3, (2, 1), (1, 0, 1, 1), groups=33, x=x, y=x),
@@ -129,11 +133,23 @@ def test_every_instruction_is_run_somewhere() -> None:
     """A new row or target without a machine that executes it fails here."""
     run = {row for name in (*PROCESSORS, *NATIVE) for row in (*get_target(name).int8.dot, *get_target(name).float32)}
     run |= {"generic", "generic_f32"}  # depthwise layers of fewer than four channels, everywhere
+    run |= {BY_NAME[row].words for row in run if BY_NAME[row].words}  # test_words_are_multiplied
     while narrower := {BY_NAME[row].narrower for row in run} - run - {""}:
         run |= narrower
     assert run == set(BY_NAME)
     cpus = [get_target(name) for name in target_files() if get_target(name).cuda is None]
     assert {row for target in cpus for row in (*target.int8.dot, *target.float32)} <= run
+
+
+@pytest.mark.parametrize("name", [*PROCESSORS, *NATIVE])
+def test_words_are_multiplied(name: str) -> None:
+    """Where a target has an instruction for them, Winograd's kernels are among these, with either set of points for 4x4."""
+    target = get_target(name)
+    tiles = [(spec, template_for(spec, target).default(spec, target)) for spec in awkward(target.int8.storage)]
+    found = [winograd.Geometry(spec, tile) for spec, tile in tiles if spec.is_integer and isinstance(tile, winograd.WinogradTile)]
+    words = BY_NAME[target.int8.dot[0]].words
+    assert {geo.dot.name for geo in found} == ({words} if words else set())
+    assert {geo.transforms.points for geo in found} >= (set(WHOLE_POINTS[4]) if words else set())
 
 
 @pytest.mark.parametrize("name", NATIVE)

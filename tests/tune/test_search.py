@@ -16,7 +16,7 @@ from tvmflow.tune.cost_model import CostModel, Sample
 from tvmflow.tune.search import Limits, search
 from tvmflow.tune.state import latency, read_quarantine, restore
 
-CONV = Conv2d(1, 8, 8, 16, 32, 3, 3, pad=(1, 1, 1, 1))
+CONV = Conv2d(1, 16, 16, 16, 32, 3, 3, (2, 2), (1, 1, 1, 1))
 POINTWISE = Conv2d(1, 8, 8, 16, 32)
 NO_LIMITS = Limits()
 
