@@ -142,6 +142,15 @@ def test_upload_out_of_the_session_folder_is_refused(server: Any, name: str) -> 
     assert not Path("/tmp/tvmflow-escaped").exists()
 
 
+def test_upload_without_a_name_is_refused_and_the_session_goes_on(server: Any) -> None:
+    """The folder itself is a name that MetaSchedule's runner removes, but no file."""
+    with rpc.connect(server.board) as board:
+        with pytest.raises(BoardError, match="could not upload"), board.call("upload", 5):
+            board.rpc.get_function("tvm.rpc.server.upload")("", bytearray(b"x"))
+        with board.call("upload", 5):
+            board.rpc.upload(bytearray(b"x"), "fine")
+
+
 def test_wrong_key(server: Any) -> None:
     with pytest.raises(BoardError, match="the key 'other' was given, this board has ''"):
         rpc.connect(Board(name="here", port=server.board.port, key="other"), timeout=3)

@@ -41,15 +41,15 @@ INFINITY: Point = (-1, 0)
 """Negative, so that the polynomials of the other points have positive leading coefficients."""
 
 
-def _pairs(*points: float) -> tuple[Point, ...]:
+def _with_opposites(*points: float) -> tuple[Point, ...]:
     return ((0, 1), *((sign * p, 1) for p in points for sign in (1, -1)), INFINITY)
 
 
-POINTS: dict[int, tuple[Point, ...]] = {2: _pairs(1), 4: _pairs(sqrt(0.5), sqrt(2.0))}
+POINTS: dict[int, tuple[Point, ...]] = {2: _with_opposites(1), 4: _with_opposites(sqrt(0.5), sqrt(2.0))}
 """Outputs a side -> the interpolation points of float32."""
 WHOLE_POINTS: dict[int, tuple[tuple[Point, ...], ...]] = {
-    2: (_pairs(1),),
-    4: (_pairs(1, 2), ((0, 1), (1, 1), (-1, 1), (2, 1), (-1, 2), INFINITY)),
+    2: (_with_opposites(1),),
+    4: (_with_opposites(1, 2), ((0, 1), (1, 1), (-1, 1), (2, 1), (-1, 2), INFINITY)),
 }
 """The same of integers, those first that are the least work."""
 LARGEST = 128
