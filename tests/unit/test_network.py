@@ -11,8 +11,7 @@ import pytest
 
 from tvmflow.build.artifact import link_program
 from tvmflow.build.compile import Built, compile_module
-from tvmflow.build.constants import LARGE, PAGE
-from tvmflow.build.network import LAYERS, NETWORK, _Memory
+from tvmflow.build.network import LAYERS, NETWORK
 from tvmflow.target import get_target
 
 SHAPE = (3, 40)
@@ -170,13 +169,3 @@ def test_failing_kernel_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="out of luck"):
         run(built, tmp_path, "main")
     assert called == ["fine"]
-
-
-def test_large_storages_begin_at_the_same_place_of_a_page() -> None:
-    sizes = [64, LARGE, 100, LARGE + 1, 7]
-    memory = _Memory(dict(enumerate(sizes)))
-    starts = list(memory.offsets.values())
-    assert [start % PAGE for start, size in zip(starts, sizes, strict=True) if size >= LARGE] == [0, 0]
-    assert all(start % 64 == 0 for start in starts)
-    ends = [start + size for start, size in zip(starts, sizes, strict=True)]
-    assert all(end <= following for end, following in zip(ends, [*starts[1:], memory.bytes], strict=True))

@@ -91,7 +91,7 @@ def compile_module(module: tvm.IRModule, target: Target) -> Built:
         layered, constants = "main", b""
         if not target.cuda:  # a GPU has a memory of its own, to which the VM copies its constants
             lowered, constants = place_constants(lowered)
-            lowered, layered = join_calls(lowered)
+            lowered, layered, memory = join_calls(lowered, memory)
         executable = relax.build(lowered, device, relax_pipeline=tvm.transform.Sequential([]))
     if target.cuda:
         cuda.expect_machine_code(executable.mod)

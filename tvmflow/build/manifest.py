@@ -69,8 +69,9 @@ class Workspace(msgspec.Struct, frozen=True):
     """Memory of the intermediate tensors, planned at compile time. Inputs, outputs and weights are not among them."""
 
     bytes: int = 0
-    """What a run holds at its peak: all storages together."""
+    """What a run holds at its peak."""
     storages: int = 0
+    """Pieces of memory: one that all tensors share, or several where TVM's virtual machine calls the kernels."""
     tensors_bytes: int = 0
     """What the tensors would take if each had a storage of its own."""
 

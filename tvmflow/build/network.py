@@ -9,13 +9,17 @@ The program of single calls stays beside it, under the name ``layers``: a profil
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
+import msgspec
 import tvm
 from tvm import relax, tirx
 
 from tvmflow.build.calls import bindings, calls_kernel
-from tvmflow.build.constants import ALIGNMENT, LARGE, PAGE
+from tvmflow.build.constants import ALIGNMENT
+from tvmflow.build.manifest import Workspace
+from tvmflow.build.memory import Life, plan
 from tvmflow.optimize.expr import is_constant, op_name
 from tvmflow.optimize.walk import variables
 
@@ -33,22 +37,21 @@ _ENTRY = "__tvm_ffi_"
 """Before the name of a kernel: the symbol through which the virtual machine calls it."""
 
 
-def join_calls(module: tvm.IRModule) -> tuple[tvm.IRModule, str]:
-    """A lowered ``module`` whose main function makes one call, and the name of the function that makes all of them.
+def join_calls(module: tvm.IRModule, planned: Workspace) -> tuple[tvm.IRModule, str, Workspace]:
+    """A lowered ``module`` whose main function makes one call, the name of the function that makes all of them, and its memory.
 
-    That is ``main`` where there is no kernel, or something else is done between kernels.
+    That is ``main``, with the memory that TVM has ``planned``, where there is no kernel, or something else is done between them.
     """
     main = module["main"]
     values = {binding.var: binding.value for binding in bindings(main)}
     calls = [value for value in values.values() if calls_kernel(value)]
     if any(_is_other(value) for value in values.values()):
-        return module, "main"
+        return module, "main", planned
     if not calls:
-        return _with(module, {NETWORK: _function([], [])}), "main"  # TVM can't export a program without any code
+        return _with(module, {NETWORK: _function([], [])}), "main", planned  # TVM can't export a program without any code
     checks = [var for var, value in values.items() if _external(value).startswith(_CHECKS)]
     kept = _needed([*checks, *variables(main.body.body)], values)
-    storages = {var: value for var, value in values.items() if op_name(value) == "vm.alloc_storage" and var not in kept}
-    memory = _Memory({var: int(value.args[0].values[0]) for var, value in storages.items()})
+    memory = _Memory(_lives(calls, values, kept))
     network = _Network(values, memory)
     for call in calls:
         network.call(call)
@@ -62,7 +65,8 @@ def join_calls(module: tvm.IRModule) -> tuple[tvm.IRModule, str]:
     body = relax.SeqExpr([relax.BindingBlock(retained)], main.body.body)
     joined = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
     single = main.with_attr("global_symbol", LAYERS)
-    return _with(module, {symbol: network.function(), LAYERS: single, "main": joined}), LAYERS
+    used = msgspec.structs.replace(planned, bytes=memory.bytes, storages=int(memory.bytes > 0))
+    return _with(module, {symbol: network.function(), LAYERS: single, "main": joined}), LAYERS, used
 
 
 def _with(module: tvm.IRModule, functions: dict[Any, Any]) -> tvm.IRModule:
@@ -115,20 +119,35 @@ def _needed(seeds: list[Any], values: dict[Any, Any]) -> set[Any]:
     return found
 
 
-class _Memory:
-    """The storages of intermediate tensors, in one block. Large ones begin at the same place of a page as the block does."""
+def _lives(calls: list[Any], values: dict[Any, Any], kept: set[Any]) -> dict[Any, Life]:
+    """Intermediate tensors and the calls that use them, without those that outlive the calls."""
+    lives: dict[Any, Life] = {}
+    for number, call in enumerate(calls):
+        for argument in call.args:
+            source = _source(argument, values)
+            value: Any = values.get(source)
+            if op_name(value) == "vm.alloc_tensor" and value.args[0] not in kept:
+                size, first, _ = lives.get(source, Life(_size(source), number, number))
+                lives[source] = Life(size, first, number)
+    return lives
 
-    def __init__(self, storages: dict[Any, int]) -> None:
-        self.bytes = 0
-        self.offsets: dict[Any, int] = {}
-        for var, size in storages.items():
-            self.offsets[var] = -(-self.bytes // PAGE) * PAGE if size >= LARGE else self.bytes
-            self.bytes = self.offsets[var] + -(-size // ALIGNMENT) * ALIGNMENT
+
+def _size(tensor: Any) -> int:
+    """Bytes of a tensor."""
+    return prod(int(extent) for extent in tensor.ty.shape.values) * tvm.DataType(str(tensor.ty.dtype)).itemsize
+
+
+class _Memory:
+    """The block that intermediate tensors lie in."""
+
+    def __init__(self, lives: dict[Any, Life]) -> None:
+        starts, self.bytes = plan(list(lives.values()))
+        self.offsets: dict[Any, int] = dict(zip(lives, starts, strict=True))
 
     def allocate(self, values: dict[Any, Any]) -> tuple[Any, list[Any]]:
         """The block, and the bindings that allocate it, after the example of those that it replaces."""
-        storage = values[next(iter(self.offsets))]
-        tensor = next(value for value in values.values() if op_name(value) == "vm.alloc_tensor")
+        tensor = values[next(iter(self.offsets))]
+        storage = values[tensor.args[0]]
         shape, byte = relax.ShapeExpr([self.bytes]), storage.args[2]
         whole, block = relax.Var("storage", relax.AnyType()), relax.Var("memory", relax.TensorType((self.bytes,), "uint8"))
         zero = tensor.args[4]  # of the CPU, and of an offset
@@ -198,10 +217,8 @@ class _Network:
 
     def _data(self, source: Any) -> Any:
         """Where the data of an allocation is in the block; what is not in the block is a parameter."""
-        value: Any = self._values.get(source)
-        if op_name(value) == "vm.alloc_tensor" and value.args[0] in self._memory.offsets:
-            offset = self._memory.offsets[value.args[0]] + int(value.args[1])
-            return tirx.handle_add_byte_offset(self._block.data, tirx.const(offset, "int64"))
+        if source in self._memory.offsets:
+            return tirx.handle_add_byte_offset(self._block.data, tirx.const(self._memory.offsets[source], "int64"))
         shape = [int(extent) for extent in source.ty.shape.values]
         # at any address, as an input may be
         parameter = tirx.decl_buffer(shape, str(source.ty.dtype), name=f"tensor{len(self._params)}", data_alignment=1)

@@ -109,7 +109,8 @@ def bench_report(data: dict[str, Any]) -> Shown:
     for peer in data.get("against") or ():
         ratios = (f"{peer['ratio_min']:.2f}x", f"{peer['ratio_median']:.2f}x")
         table.add_row(f"{peer['name']} {peer['version']} {peer['precision']}", *_latency(peer["latency_ms"]), *ratios)
-    lines: list[Any] = [f"{device['name']}: {device['cpu']} ({device['isa']}), load {data['load_average']}", table]
+    load = ", ".join(f"{value:.2f}" for value in data["load_average"])
+    lines: list[Any] = [f"{device['name']}: {device['cpu']}" + (f", load {load}" if load else ""), table]
     if data.get("against"):
         lines.append("ratio = theirs / ours: above 1, ours is faster")
     if peak is not None:

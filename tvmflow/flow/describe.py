@@ -102,9 +102,12 @@ def layers(built: Built, kernels: Sequence[ScheduledKernel]) -> tuple[Layer, ...
 
 
 def schedule_text(tile: Any) -> str:
-    """Kind of decision and its values in short form, those of a chain's stages behind: ``conv2d vnni512 1x14x2 threads``."""
+    """Kind of decision and its values in short form, those of a chain's stages behind: ``conv2d vnni512 1x14x2 threads``.
+
+    Without ``ahead``: what a kernel asks for on behalf of the next one decides nothing about itself.
+    """
     kind = str(tile.__struct_config__.tag)
-    values = msgspec.structs.asdict(tile)
+    values = {key: value for key, value in msgspec.structs.asdict(tile).items() if key != "ahead"}
     names = [value for value in values.values() if isinstance(value, str)]
     sizes = "x".join(str(value) for value in values.values() if type(value) is int)
     flags = [key for key, value in values.items() if value is True]

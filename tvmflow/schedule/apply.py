@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import tvm
 from numpy.typing import NDArray
@@ -22,7 +23,9 @@ from tvmflow.kernels import spec as ks
 from tvmflow.kernels.call import kernel_args, kernel_of, result_types
 from tvmflow.model import Model
 from tvmflow.optimize.expr import array, is_constant
-from tvmflow.optimize.walk import Walk, rewrite
+from tvmflow.optimize.walk import Walk
+from tvmflow.schedule.ahead import bytes_ahead
+from tvmflow.schedule.conv2d_geometry import ConvTile
 from tvmflow.schedule.template import Tile, template_for
 from tvmflow.target import Target
 
@@ -56,6 +59,9 @@ def schedule(model: Model, target: Target, lookup: Lookup = untuned) -> tuple[Mo
     functions: dict[tuple[ks.Kernel, Tile], tvm.ir.GlobalVar] = {}
     library = relax.BlockBuilder()
     names: Counter[str] = Counter()
+    walk = Walk(model.module)
+    calls = {binding.var: spec for binding in walk.old_bindings() if (spec := kernel_of(binding.value)) is not None}
+    ahead = dict(zip(calls, bytes_ahead(list(calls.values()), target.cpu), strict=True))
 
     def rule(walk: Walk, call: Any) -> Any:
         spec = kernel_of(call)
@@ -64,6 +70,8 @@ def schedule(model: Model, target: Target, lookup: Lookup = untuned) -> tuple[Mo
         template = template_for(spec, target)
         recorded = lookup(spec, target)
         tile = recorded if recorded is not None else template.default(spec, target)
+        if isinstance(tile, ConvTile):
+            tile = msgspec.structs.replace(tile, ahead=ahead[walk.var])
         if (spec, tile) not in functions:
             name = kernel_name(spec)
             names[name] += 1
@@ -75,7 +83,7 @@ def schedule(model: Model, target: Target, lookup: Lookup = untuned) -> tuple[Mo
         args = _pack(kernel_args(call), lambda consts: template.pack(spec, tile, consts))
         return relax.call_tir(function, relax.Tuple(args), result_types(spec))
 
-    module = rewrite(model.module, rule)
+    module = walk.run(rule)
     module.update(library.get())
     return model.then("schedule", module), tuple(kernels)
 

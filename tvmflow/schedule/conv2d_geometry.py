@@ -34,6 +34,8 @@ class ConvTile(msgspec.Struct, frozen=True, tag="conv2d"):
     threads: bool = True
     pipelined: bool = False
     """Finish the tile before while this one multiplies: its epilogue runs where the multiplies leave units idle."""
+    ahead: int = 0
+    """Bytes behind the kernel's weights that it asks for (schedule/ahead.py). The network decides, not the tuner."""
 
 
 class Geometry:
