@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+import msgspec
 import pytest
 import tvm
 
@@ -76,12 +77,14 @@ JUMP = re.compile(r"^(?:j\w+|b|b\.\w+|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)$")
 
 
 @lru_cache
-def instructions(name: str, shape: str, dtype: str) -> tuple[str, ...]:
+def instructions(name: str, shape: str, dtype: str, ahead: int = 0) -> tuple[str, ...]:
     """Labels and instructions of the kernel with its default tile, comments and directives left out."""
     target = get_target(name)
     spec = Conv2d(1, **SHAPES[shape], x=dtype, y=dtype)
     template = template_for(spec, target)
-    function = template.emit(spec, template.default(spec, target), "main").with_attr("global_symbol", "main")
+    tile = template.default(spec, target)
+    tile = msgspec.structs.replace(tile, ahead=ahead) if ahead else tile
+    function = template.emit(spec, tile, "main").with_attr("global_symbol", "main")
     text = tvm.tirx.build(tvm.IRModule({"main": function}), target=target.host()).inspect_source("asm")
     lines = (line.split("#" if target.arch == "x86_64" else "//")[0].strip() for line in text.splitlines())
     return tuple(line for line in lines if line and (line.endswith(":") or not line.startswith(".")))
@@ -143,6 +146,17 @@ def test_products_keep_their_sums_in_registers(name: str, shape: str) -> None:
         allowed = SPILLS.get((row, shape), 0)
         assert count(body, re.compile(INSTRUCTION[row])) >= 4, body
         assert spills(body, code) <= allowed and reloads(body, code) <= allowed, body
+
+
+@pytest.mark.parametrize("name", CPUS)
+def test_the_weights_of_the_next_kernel_take_no_registers_of_the_sums(name: str) -> None:
+    prefetch = re.compile(r"^prefetcht1\b|^prfm\s+pldl2keep")
+    for dtype, row in rows(name).items():
+        for ahead in (64 << 10, 4 << 20):
+            code = instructions(name, "conv1x1", dtype, ahead)
+            body = hottest(code, INSTRUCTION[row])
+            assert count(body, prefetch) > 0, body
+            assert spills(body, code) == reloads(body, code) == 0, body
 
 
 @pytest.mark.parametrize("name", CPUS)

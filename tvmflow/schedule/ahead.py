@@ -51,12 +51,12 @@ class Share:
     """How ``visits`` tiles of ``steps`` steps share ``count`` cache lines: all take part, for a burst is in the way of loads."""
 
     MOST = 2
-    """Lines in a step. What would need more is not asked for: it comes no faster."""
+    """Lines in a step: more come no faster, and what is beyond is not asked for."""
 
     def __init__(self, count: int, visits: int, steps: int) -> None:
-        self._each = ceil(count / visits)
-        self._per_step = ceil(self._each / steps) if self._each <= self.MOST * steps else 0
-        self._shift = max(0, (steps // max(1, self._each)).bit_length() - 1)
+        self._each = min(ceil(count / visits), self.MOST * steps)
+        self._per_step = ceil(self._each / steps)
+        self._shift = max(0, (steps // self._each).bit_length() - 1)
 
     def lines(self, visit: Expr, step: Expr) -> list[Expr]:
         """Numbers of the lines that a step asks for."""

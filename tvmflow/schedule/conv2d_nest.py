@@ -261,7 +261,7 @@ class Nest:
             asked.append((T.Bind(start), Share(ceil(count / line), visits, steps), visit))
 
         over = block if tile.channels_outer else 0
-        if over:
+        if over and over <= self.tiles * steps * line:  # with fewer tiles, this block itself waits for memory
             share((here.vector + tile.nr) * geo.stride, block, here.tile, self.tiles)
         if tile.ahead > over * size:
             share(geo.weights + over, tile.ahead // size - over, here.block * self.tiles + here.tile, self.blocks * self.tiles)

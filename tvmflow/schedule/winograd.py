@@ -30,7 +30,7 @@ from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
 from tvmflow.schedule.constants import fold_zero_point
 from tvmflow.schedule.epilogue import ConvEpilogue
-from tvmflow.schedule.intrinsics import BY_NAME, DOTS, Dot, dot_for
+from tvmflow.schedule.intrinsics import BY_NAME, DOTS, Dot, dot_for, sse_cycles
 from tvmflow.schedule.packs import Cell, Packs, finish, store
 from tvmflow.schedule.staging import Staging
 from tvmflow.schedule.winograd_transforms import POINTS, Vectors, transforms
@@ -126,6 +126,8 @@ def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
     geo = Geometry(spec, tile)
     bands = spec.n * geo.bands
     step = max(tile.mr * tile.nr / 2, (tile.mr + tile.nr) / 2, 5.0)
+    if geo.dot.name == "sse":
+        step = max(step, sse_cycles(tile.mr, tile.nr, cpu.registers))
     body = geo.steps * step + 2.0 * tile.mr * tile.nr + 20
     products = geo.points * geo.blocks * ceil(geo.patches / tile.mr) * body
     size = np.dtype(geo.dot.a_dtype).itemsize
