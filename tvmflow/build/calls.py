@@ -6,6 +6,7 @@ import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import tvm
@@ -132,6 +133,11 @@ def borrowed(module: tvm.IRModule) -> tuple[int, ...]:
     return tuple(i for i, anywhere in enumerate(found) if anywhere)
 
 
+def tensor_bytes(ty: relax.TensorType) -> int:
+    """What a tensor of static shape takes."""
+    return -(-prod(int(extent) for extent in ty.shape.values) * tvm.DataType(str(ty.dtype)).bits // 8)
+
+
 def workspace(main: relax.Function) -> Workspace:
     """Memory of the intermediate tensors, read from a main function with planned storage."""
     storages: dict[str, int] = {}
@@ -140,9 +146,5 @@ def workspace(main: relax.Function) -> Workspace:
         if op_name(binding.value) == "memory.alloc_storage":
             storages[str(binding.var.name)] = int(binding.value.args[0].values[0])
         elif op_name(binding.value) == "memory.alloc_tensor":
-            ty = binding.var.ty
-            count = 1
-            for extent in ty.shape.values:
-                count *= int(extent)
-            tensors += -(-count * tvm.DataType(str(ty.dtype)).bits // 8)
+            tensors += tensor_bytes(binding.var.ty)
     return Workspace(sum(storages.values()), len(storages), tensors)

@@ -9,14 +9,13 @@ The program of single calls stays beside it, under the name ``layers``: a profil
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import msgspec
 import tvm
 from tvm import relax, tirx
 
-from tvmflow.build.calls import bindings, calls_kernel
+from tvmflow.build.calls import bindings, calls_kernel, tensor_bytes
 from tvmflow.build.constants import ALIGNMENT
 from tvmflow.build.manifest import Workspace
 from tvmflow.build.memory import Life, plan
@@ -127,14 +126,9 @@ def _lives(calls: list[Any], values: dict[Any, Any], kept: set[Any]) -> dict[Any
             source = _source(argument, values)
             value: Any = values.get(source)
             if op_name(value) == "vm.alloc_tensor" and value.args[0] not in kept:
-                size, first, _ = lives.get(source, Life(_size(source), number, number))
+                size, first, _ = lives.get(source, Life(tensor_bytes(source.ty), number, number))
                 lives[source] = Life(size, first, number)
     return lives
-
-
-def _size(tensor: Any) -> int:
-    """Bytes of a tensor."""
-    return prod(int(extent) for extent in tensor.ty.shape.values) * tvm.DataType(str(tensor.ty.dtype)).itemsize
 
 
 class _Memory:

@@ -223,7 +223,7 @@ def sse_cycles(rows: int, columns: int, registers: int) -> float:
     """Cycles of a step of ``rows * columns`` products by MULPS and ADDPS, which overwrite an operand.
 
     Every product is multiplied, added and, but for the last use of an operand, copied; 5.2 instructions a cycle. A vector that
-    does not fit the registers costs three cycles. Fitted to 500 measured tiles of 40 layers (Zen 4).
+    does not fit the registers costs three cycles. Fitted on a Zen 4 by a few layers, checked on 1,448 tiles of 38.
     """
     fewer, more = sorted((rows, columns))
     instructions = 3 * rows * columns - more + 2 * rows + columns + 2
