@@ -23,28 +23,45 @@ SAME = {"kh": 3, "kw": 3, "pad": (1, 1, 1, 1), "x": "float32", "y": "float32"}
 
 
 WHOLE = [points for alternatives in WHOLE_POINTS.values() for points in alternatives]
-EVERY = [*(Transforms(points) for points in POINTS.values()), *(Transforms(points, whole=True) for points in WHOLE)]
+LARGEST_PATCHES = [*(Transforms(points) for points in POINTS.values()), *(Transforms(points, whole=True) for points in WHOLE)]
+EVERY = [transforms.fewer(m) for transforms in LARGEST_PATCHES for m in range(1, transforms.m + 1)]
 
 
-@pytest.mark.parametrize("transforms", EVERY, ids=lambda t: f"{t.m}x{t.m} {'whole' if t.whole else 'float'}")
+@pytest.mark.parametrize(
+    "transforms", EVERY, ids=lambda t: f"F({t.m}) of F({len(t.among) - 2}) {'whole' if t.whole else 'float'}"
+)
 def test_transforms_are_a_convolution(transforms: Transforms) -> None:
     m, rng = transforms.m, np.random.default_rng(0)
     patch, kernel = rng.standard_normal((m + 2, m + 2)), rng.standard_normal((3, 3))
     products = (transforms.weight @ kernel @ transforms.weight.T) * (transforms.input @ patch @ transforms.input.T)
     outputs = transforms.output @ products @ transforms.output.T
     if transforms.whole:
-        outputs /= np.reshape(transforms.factors, (m, m))
+        outputs /= np.outer(transforms.factors, transforms.factors)
     windows = np.lib.stride_tricks.sliding_window_view(patch, (3, 3))
     np.testing.assert_allclose(outputs, (windows * kernel).sum((-1, -2)), atol=1e-13)
 
 
-@pytest.mark.parametrize("points", WHOLE)
-def test_whole_transforms_fit_words(points: tuple[tuple[float, float], ...]) -> None:
-    transforms = Transforms(points, whole=True)
+@pytest.mark.parametrize("largest", LARGEST_PATCHES, ids=lambda t: f"F({t.m}) {'whole' if t.whole else 'float'}")
+def test_smaller_patches_take_the_same_weights(largest: Transforms) -> None:
+    for m in range(1, largest.m):
+        smaller = largest.fewer(m)
+        np.testing.assert_array_equal(smaller.weight, largest.weight[largest.kept(m)])
+        assert smaller.m == m
+
+
+@pytest.mark.parametrize("transforms", [t for t in EVERY if t.whole], ids=lambda t: f"F({t.m}) of {t.among}")
+def test_whole_transforms_fit_words(transforms: Transforms) -> None:
     for matrix in (transforms.weight, transforms.input):
         largest = np.abs(matrix).sum(axis=1).max()
         assert np.array_equal(matrix, np.rint(matrix)) and largest**2 * LARGEST < 2**15
     assert np.array_equal(transforms.output, np.rint(transforms.output))
+
+
+def test_smaller_patches_need_no_more_bits() -> None:
+    for points in WHOLE:
+        largest = Transforms(points, whole=True)
+        enough = [k for k in range(10, 20) if largest.suffices(1 << k)]
+        assert all(largest.fewer(m).suffices(1 << k) for m in range(1, largest.m) for k in enough)
 
 
 def test_points_follow_from_the_bits_to_spare() -> None:
@@ -90,7 +107,7 @@ def test_winograd(instruction: str, data: st.DataObject) -> None:
 def test_the_largest_sums_are_exact(instruction: str, channels: int) -> None:
     """Operands at both ends of their types, so that products overflow on the way and outputs need all bits that they may."""
     target, dtype = offering(instruction), storage(instruction)
-    spec = Conv2d(1, 6, 6, channels, 16, 3, 3, (1, 1), (1, 1, 1, 1), x=dtype, y="float32")
+    spec = Conv2d(1, 6, 7, channels, 16, 3, 3, (1, 1), (1, 1, 1, 1), x=dtype, y="float32")
     x, weight, bias, multiplier, quant = tensors(spec)
     ends, rng = np.iinfo(dtype), np.random.default_rng(1)
     weight = np.where(np.arange(16)[:, None, None, None] % 2, rng.choice([-128, 127], weight.shape), -128).astype(np.int8)
@@ -172,6 +189,15 @@ def test_the_model_chooses_for_integers(name: str, size: int, channels: int, cho
     target = get_target(name)
     spec = Conv2d(1, size, size, channels, channels, **SAME | {"x": target.int8.storage, "y": target.int8.storage})
     assert isinstance(template_for(spec, target).default(spec, target), winograd.WinogradTile) == chosen
+
+
+def test_what_large_patches_leave_over_is_done_by_smaller_ones() -> None:
+    """14 is three times 4, and 2: 22 points a side. Rows of several bands overlap instead, columns do not."""
+    (tile, *_) = (t for t in winograd.space(Conv2d(1, 14, 14, 64, 64, **SAME), ("fma512",), 32) if t.m == 4 and t.rows == 4)
+    one = winograd.Geometry(Conv2d(1, 14, 14, 64, 64, **SAME), tile)
+    assert one.rows == 22**2 and [(m.points, m.rows) for m in one.matrices] == [(16, 16), (16, 12), (4, 9)]
+    several = winograd.Geometry(Conv2d(1, 30, 30, 64, 64, **SAME), msgspec.structs.replace(tile, rows=2))
+    assert several.bands == 4 and several.rows == 2 * 6 * (7 * 6 + 4)
 
 
 def test_images_of_many_patches_are_split_for_threads() -> None:

@@ -17,10 +17,10 @@ of 28x28 on one thread, direct and F(4x4), us: VNNI 478, 290; AVX2 1,390, 438; S
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from math import ceil
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
@@ -33,7 +33,8 @@ from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, DOTS, Dot, dot_for, sse_cycles
 from tvmflow.schedule.packs import Cell, Packs, finish, store
 from tvmflow.schedule.staging import Staging
-from tvmflow.schedule.winograd_transforms import POINTS, Vectors, transforms
+from tvmflow.schedule.winograd_geometry import Geometry, Matrices, Patches, WinogradTile, evenly
+from tvmflow.schedule.winograd_transforms import POINTS, Vectors, backward, forward, transforms
 from tvmflow.target import Cpu
 
 Array = NDArray[Any]
@@ -41,46 +42,6 @@ Expr = Any
 
 FEW_PATCHES = 16
 """Of an image, whose weights take longer to arrive than they to be multiplied."""
-
-
-class WinogradTile(msgspec.Struct, frozen=True, tag="winograd"):
-    """Decisions of the template."""
-
-    dot: str
-    m: int
-    """A patch gives ``m x m`` outputs."""
-    rows: int
-    """Rows of patches that are transformed and multiplied together."""
-    mr: int
-    nr: int
-    threads: bool = True
-
-
-class Geometry:
-    """Sizes that follow from a signature and a tile."""
-
-    def __init__(self, spec: Conv2d, tile: WinogradTile) -> None:
-        self.dot: Dot = BY_NAME[tile.dot]
-        found = transforms(tile.m, spec.ic, spec.is_integer)
-        assert found
-        self.transforms = found
-        self.channels = min(self.dot.lanes * self.dot.group, 1 << (spec.ic.bit_length() - 1))
-        """Of an input, transformed together."""
-        self.side = tile.m + 2
-        self.points = self.side**2
-        self.high, self.wide = ceil(spec.oh / tile.m), ceil(spec.ow / tile.m)
-        self.bands = ceil(self.high / tile.rows)
-        self.patches = tile.rows * self.wide
-        """Patches of a band: rows of the matrix products."""
-        self.vectors = ceil(spec.oc / self.dot.lanes)
-        self.blocks = ceil(self.vectors / tile.nr)
-        # one vector between the points of a buffer, so that those of a patch do not meet in one set of the cache
-        self.in_stride = self.patches * spec.ic + self.dot.lanes * self.dot.group
-        self.out_stride = self.patches * tile.nr * self.dot.lanes + self.dot.lanes
-        self.steps = spec.ic // self.dot.group
-        self.step = tile.nr * self.dot.lanes * self.dot.group
-        """Weights of a step."""
-        self.weights = self.blocks * self.points * self.steps * self.step
 
 
 def instruction(spec: Conv2d, names: tuple[str, ...], m: int) -> Dot | None:
@@ -106,15 +67,16 @@ def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[Wino
             continue
         high, wide = ceil(spec.oh / m), ceil(spec.ow / m)
         # threads share bands; few patches make a single one, so that weights come once
-        for rows in _shares(high, high if high * wide <= FEW_PATCHES else high - 1):
+        for rows in sorted(_shares(high, high if high * wide <= FEW_PATCHES else high - 1)):
+            matrices = Geometry(spec, WinogradTile(dot.name, m, rows, 1, 1)).matrices
             for nr in range(1, min(ceil(spec.oc / dot.lanes), 4) + 1):
-                for mr in _shares(rows * wide, (registers - dot.temporaries) // nr - 1):
+                for mr in sorted(set().union(*(_shares(of.rows, (registers - dot.temporaries) // nr - 1) for of in matrices))):
                     yield WinogradTile(dot.name, m, rows, mr, nr)
 
 
-def _shares(whole: int, most: int) -> list[int]:
+def _shares(whole: int, most: int) -> set[int]:
     """Sizes up to ``most`` of the equal shares into which ``whole`` things can be split."""
-    return sorted({ceil(whole / parts) for parts in range(1, whole + 1) if ceil(whole / parts) <= most})
+    return {evenly(whole, size) for size in range(1, min(whole, most) + 1)}
 
 
 def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
@@ -125,18 +87,21 @@ def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
     """
     geo = Geometry(spec, tile)
     bands = spec.n * geo.bands
-    step = max(tile.mr * tile.nr / 2, (tile.mr + tile.nr) / 2, 5.0)
-    if geo.dot.name == "sse":
-        step = max(step, sse_cycles(tile.mr, tile.nr, cpu.registers))
-    body = geo.steps * step + 2.0 * tile.mr * tile.nr + 20
-    products = geo.points * geo.blocks * ceil(geo.patches / tile.mr) * body
+
+    def body(mr: int) -> float:
+        step = max(mr * tile.nr / 2, (mr + tile.nr) / 2, 5.0)
+        if geo.dot.name == "sse":
+            step = max(step, sse_cycles(mr, tile.nr, cpu.registers))
+        return geo.steps * step + 2.0 * mr * tile.nr + 20
+
+    products = geo.blocks * sum(of.points * ceil(of.rows / of.mr) * body(of.mr) for of in geo.matrices)
     size = np.dtype(geo.dot.a_dtype).itemsize
     weights = size * geo.points * spec.ic * spec.oc
     first = max(products, weights / 7)
     again = max(products, weights / (7 if weights > cpu.l3_kib * 512 else 32)) if weights > cpu.l2_kib * 512 else products
     forward, backward = (24.0, 20.0) if tile.m == 2 else (110.0, 80.0)
-    around = geo.patches * (ceil(spec.ic / geo.channels) * forward + geo.blocks * tile.nr * backward)
-    buffer = size * geo.points * geo.patches * spec.ic
+    around = geo.rows / geo.points * (ceil(spec.ic / geo.channels) * forward + geo.blocks * tile.nr * backward)
+    buffer = size * geo.rows * spec.ic
     spilled = geo.blocks * buffer / 26 if buffer > cpu.l2_kib * 900 else 0.0
     # threads that share the channels of a single band write each other's patches
     uneven = 1.5 if bands == 1 else 2 * ceil(bands / 2) / bands
@@ -150,7 +115,7 @@ def ops(spec: Conv2d, tile: WinogradTile) -> int:
     """
     geo = Geometry(spec, tile)
     bytewise = next((dot.group for dot in DOTS if dot.words == tile.dot), geo.dot.group)
-    return 2 * spec.n * geo.high * geo.wide * geo.points * spec.ic * spec.oc * bytewise // geo.dot.group
+    return 2 * spec.n * geo.rows * geo.high // tile.rows * spec.ic * spec.oc * bytewise // geo.dot.group
 
 
 def pack(spec: Conv2d, tile: WinogradTile, consts: list[Array]) -> list[Array]:
@@ -161,7 +126,7 @@ def pack(spec: Conv2d, tile: WinogradTile, consts: list[Array]) -> list[Array]:
     if spec.is_integer:
         bias = fold_zero_point(weight, bias, consts[3] - _middle(spec))
     g = geo.transforms.weight
-    points = np.einsum("pa,oabc,qb->pqco", g, weight.astype(np.float64), g).reshape(geo.points, spec.ic, spec.oc)
+    points = np.einsum("pa,oabc,qb->pqco", g, weight.astype(np.float64), g).reshape(geo.points, spec.ic, spec.oc)[geo.order]
     starts = [min(v * lanes, spec.oc - lanes) for v in range(geo.vectors)]
     vectors = np.stack([points[:, :, s : s + lanes] for s in starts], axis=2).astype(dot.b_dtype)
     firsts = [min(b * tile.nr, geo.vectors - tile.nr) for b in range(geo.blocks)]
@@ -187,7 +152,6 @@ class _Nest:
 
     def __init__(self, spec: Conv2d, tile: WinogradTile, geo: Geometry) -> None:
         self.spec, self.tile, self.geo, self.dot = spec, tile, geo, geo.dot
-        self.transforms = geo.transforms
         self.columns = spec.w + spec.pad[1] + spec.pad[3]
 
     def emit(self, x: Any, weight: Any, bias: Any, *rest: Any) -> None:
@@ -207,56 +171,57 @@ class _Nest:
                 zero = self.params[1][0] if spec.is_integer else tir.const(0.0, "float32")
                 staging = Staging(spec.n, spec.h, spec.w, 1, spec.ic, spec.pad, zero, spec.x, spec.ic)
                 source, origin = staging.band(x, self.image, self.line0 - spec.pad[0], lines + 2), 0
-            patches = T.alloc_buffer((geo.points * geo.in_stride,), geo.dot.a_dtype, scope="global")
-            self._forward(source, origin, patches)
+            inputs = T.alloc_buffer((geo.in_size,), geo.dot.a_dtype, scope="global")
+            self._forward(source, origin, inputs)
             with tir.parallel_if(self.shares_channels, geo.blocks) as block:
-                products = T.alloc_buffer((geo.points * geo.out_stride,), geo.dot.acc_dtype, scope="global")
-                self._multiply(patches, block, products)
+                products = T.alloc_buffer((geo.out_size,), geo.dot.acc_dtype, scope="global")
+                for matrices in geo.matrices:
+                    self._multiply(matrices, inputs, block, products)
                 self._backward(products, T.Bind(tir.inside(block, tile.nr, geo.vectors)))
 
     def _vectors(self, dtype: str, lanes: int) -> Vectors:
         return Vectors(dtype, lanes, None if self.spec.is_integer else self.dot.lanewise)
 
-    def _each_patch(self) -> Iterator[tuple[Expr, Expr, Expr]]:
-        """Runs its body once within loops over the band: number of the patch, first line and first column of its outputs."""
-        spec, tile, geo = self.spec, self.tile, self.geo
-        with T.serial(0, tile.rows) as r, T.serial(0, geo.wide) as c:
-            line = T.Bind(tir.inside(self.row0 + r, tile.m, spec.oh))
-            column = T.Bind(tir.inside(c, tile.m, spec.ow))
-            yield T.Bind(r * geo.wide + c), line, column
+    def _each(self, patches: Patches) -> Iterator[tuple[Expr, Expr, Expr]]:
+        """Runs its body once within loops over patches: number of the patch, first line and first column of its outputs."""
+        spec, m = self.spec, self.tile.m
+        with T.serial(0, patches.rows) as r, T.serial(0, patches.columns) as c:
+            line = T.Bind(tirx.min((self.row0 + patches.row + r) * m, spec.oh - patches.down.m))
+            yield T.Bind(r * patches.columns + c), line, T.Bind((patches.column + c) * m)
 
-    def _forward(self, source: Any, origin: Expr, patches: Any) -> None:
+    def _forward(self, source: Any, origin: Expr, inputs: Any) -> None:
         spec, geo, lanes = self.spec, self.geo, self.geo.channels
         vectors = self._vectors(self.dot.a_dtype, lanes)
-        middle = self.transforms.of_constant(_middle(spec))
 
         def load(index: Expr) -> Expr:
             return T.Bind(source[tir.at(index, lanes)].astype(tir.lanes_of(vectors.dtype, lanes)))
 
         with tir.parallel_if(self.shares_channels, ceil(spec.ic / lanes)) as v:
             channel = T.Bind(tir.inside(v, lanes, spec.ic))
-            for patch, line, column in self._each_patch():
-                corner = T.Bind(origin + ((line - self.line0) * self.columns + column) * spec.ic + channel)
-                inputs = [[load(corner + (i * self.columns + j) * spec.ic) for j in range(geo.side)] for i in range(geo.side)]
-                to = T.Bind(patch * spec.ic + channel)
-                for point, value in enumerate(self.transforms.forward(vectors, inputs)):
-                    centred = vectors.add_scaled(value, -1, vectors.splat(middle[point])) if middle[point] else value
-                    T.buffer_store(patches, centred, [tir.at(to + point * geo.in_stride, lanes)])
+            for patches, places in zip(geo.patches, geo.inputs, strict=True):
+                down, along = patches.down, patches.along
+                for number, line, column in self._each(patches):
+                    corner = T.Bind(origin + ((line - self.line0) * self.columns + column) * spec.ic + channel)
+                    lines = [corner + i * self.columns * spec.ic for i in range(down.side)]
+                    square = [[load(line + j * spec.ic) for j in range(along.side)] for line in lines]
+                    to = T.Bind(number * spec.ic + channel)
+                    for place, value in zip(places, forward(vectors, down, along, square, _middle(spec)), strict=True):
+                        T.buffer_store(inputs, value, [tir.at(to + place, lanes)])
 
-    def _multiply(self, patches: Any, block: Expr, products: Any) -> None:
+    def _multiply(self, of: Matrices, inputs: Any, block: Expr, products: Any) -> None:
         spec, tile, geo, dot = self.spec, self.tile, self.geo, self.dot
         lanes, everything = dot.lanes, tir.at(0, dot.lanes)
-        turns = ceil(geo.patches / tile.mr)
+        turns = ceil(of.rows / of.mr)
         # the next point's weights are asked for while this one's are used; a vector is a cache line where memory is the limit
         share = ceil(tile.nr / turns)
-        with T.serial(0, geo.points) as point, T.serial(0, turns) as t:
-            first = T.Bind(tir.inside(t, tile.mr, geo.patches))
-            acc = [[tir.register(lanes, dot.acc_dtype) for _ in range(tile.nr)] for _ in range(tile.mr)]
+        with T.serial(0, of.points) as point, T.serial(0, turns) as t:
+            first = T.Bind(tir.inside(t, of.mr, of.rows))
+            acc = [[tir.register(lanes, dot.acc_dtype) for _ in range(tile.nr)] for _ in range(of.mr)]
             for row in acc:
                 for cell in row:
                     T.buffer_store(cell, tir.splat(tir.const(0, dot.acc_dtype), lanes), [everything])
-            left = T.Bind(point * geo.in_stride + first * spec.ic)
-            right = T.Bind((block * geo.points + point) * (geo.steps * geo.step))
+            left = T.Bind(of.inputs + point * of.in_stride + first * spec.ic)
+            right = T.Bind((block * geo.points + of.first + point) * (geo.steps * geo.step))
             vector = lanes * dot.group
             after = T.Bind(right + geo.steps * (geo.step + tirx.min(t * share, tile.nr - share) * vector))
             with T.serial(0, geo.steps) as k:
@@ -264,10 +229,10 @@ class _Nest:
                 for j in range(share):
                     tir.prefetch(self.weight, after + (j * geo.steps + k) * vector)
                 for m, row in enumerate(acc):
-                    a = patches[tir.at(left + m * spec.ic + k * dot.group, dot.group)]
+                    a = inputs[tir.at(left + m * spec.ic + k * dot.group, dot.group)]
                     for cell, w in zip(row, weights, strict=True):
                         T.buffer_store(cell, dot.broadcast(cell[everything], a, w), [everything])
-            to = T.Bind(point * geo.out_stride + first * tile.nr * lanes)
+            to = T.Bind(of.products + point * of.out_stride + first * tile.nr * lanes)
             for m, row in enumerate(acc):
                 for i, cell in enumerate(row):
                     T.buffer_store(products, cell[everything], [tir.at(to + (m * tile.nr + i) * lanes, lanes)])
@@ -277,20 +242,22 @@ class _Nest:
         vectors = self._vectors(self.dot.acc_dtype, lanes)
         epilogue = ConvEpilogue(spec, self.bias, self.params, lanes, self.dot.acc_dtype)
         packs = Packs(self.params[1], lanes, spec.y, spec.residual) if self.dot.packs and spec.y != "float32" else None
-        for patch, line, column in self._each_patch():
-            pixel = T.Bind(((self.image * spec.oh + line) * spec.ow + column) * spec.oc)
-            with T.serial(0, tile.nr) as i:
-                channel = T.Bind(tir.inside(v0 + i, lanes, spec.oc))
-                bias = epilogue.bias_at(channel)
-                epilogue.bind_multiplier(channel)
-                start = T.Bind((patch * tile.nr + i) * lanes)
-                values = [T.Bind(products[tir.at(start + p * geo.out_stride, lanes)]) for p in range(geo.points)]
-                square = [values[p : p + geo.side] for p in range(0, geo.points, geo.side)]
-                totals = [value + bias for value in self.transforms.backward(vectors, square)]
-                places = [pixel + (o // tile.m * spec.ow + o % tile.m) * spec.oc + channel for o in range(tile.m**2)]
-                if packs:
-                    cells = [Cell(at, total, epilogue.multiplier) for at, total in zip(places, totals, strict=True)]
-                    finish(store(packs, self.y, cells, 1, epilogue.residual))
-                else:
-                    for at, total in zip(places, totals, strict=True):
-                        epilogue.store(self.y, at, total)
+        for patches, places in zip(geo.patches, geo.products, strict=True):
+            down, along = patches.down, patches.along
+            for number, line, column in self._each(patches):
+                pixel = T.Bind(((self.image * spec.oh + line) * spec.ow + column) * spec.oc)
+                with T.serial(0, tile.nr) as i:
+                    channel = T.Bind(tir.inside(v0 + i, lanes, spec.oc))
+                    bias = epilogue.bias_at(channel)
+                    epilogue.bind_multiplier(channel)
+                    start = T.Bind((number * tile.nr + i) * lanes)
+                    values = [T.Bind(products[tir.at(start + place, lanes)]) for place in places]
+                    square = [values[p : p + along.side] for p in range(0, len(values), along.side)]
+                    totals = [value + bias for value in backward(vectors, down, along, square)]
+                    outputs = [pixel + (r * spec.ow + c) * spec.oc + channel for r, c in product(range(down.m), range(along.m))]
+                    if packs:
+                        cells = [Cell(at, total, epilogue.multiplier) for at, total in zip(outputs, totals, strict=True)]
+                        finish(store(packs, self.y, cells, 1, epilogue.residual))
+                    else:
+                        for at, total in zip(outputs, totals, strict=True):
+                            epilogue.store(self.y, at, total)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property, lru_cache, partial, reduce
 from itertools import pairwise
 from math import lcm, sqrt
 from typing import Any, TypeAlias
@@ -95,24 +95,38 @@ class Vectors:
 
 
 class Transforms:
-    """Matrices of F(m x m, 3x3), and the expressions that apply them to squares of vectors."""
+    """Matrices of F(m, 3), and the expressions that apply them to a line of vectors."""
 
-    def __init__(self, points: tuple[Point, ...], whole: bool = False) -> None:
-        """``whole``: all matrices are of integers, and outputs come out :attr:`factors` times as large."""
-        self.points, self.whole = points, whole
+    def __init__(self, points: tuple[Point, ...], whole: bool = False, among: tuple[Point, ...] = ()) -> None:
+        """``whole``: all matrices are of integers, and outputs come out :attr:`factors` times as large.
+
+        ``among``: more points, at all of which the weights are transformed.
+        """
+        self.points, self.whole, self.among = points, whole, among or points
         self.side = len(points)
         self.m = self.side - 2
 
+    def fewer(self, m: int) -> Transforms:
+        """Those of F(m, 3) at some of the points, for the same transformed weights."""
+        return Transforms(tuple(self.points[i] for i in self.kept(m)), self.whole, self.among) if m < self.m else self
+
+    def kept(self, m: int) -> list[int]:
+        """Numbers of the points of F(m, 3): the first ones, and infinity."""
+        return [*range(m + 1), self.side - 1]
+
     @cached_property
     def _distances(self) -> Matrix:
-        """Of each point, the product of those to the others."""
-        return np.array([np.prod([a * d - c * b for c, d in self.points if (c, d) != (a, b)]) for a, b in self.points])
+        return self._distances_to(self.points)
+
+    def _distances_to(self, others: tuple[Point, ...]) -> Matrix:
+        """Of each point, the product of the distances to the others."""
+        return np.array([np.prod([a * d - c * b for c, d in others if (c, d) != (a, b)]) for a, b in self.points])
 
     @cached_property
     def weight(self) -> Matrix:
         """``G [m + 2, 3]``: values of the kernel's polynomial at each point, over its distances."""
         values = np.array([[b * b, a * b, a * a] for a, b in self.points], float)
-        return values if self.whole else values / self._distances[:, None]
+        return values if self.whole else values / self._distances_to(self.among)[:, None]
 
     @cached_property
     def input(self) -> Matrix:
@@ -124,29 +138,23 @@ class Transforms:
     def output(self) -> Matrix:
         """``A^T [m, m + 2]``: powers of the points. Of integers, over the distances, times what makes each row whole."""
         rows = np.array([[a**k * b ** (self.m - 1 - k) for a, b in self.points] for k in range(self.m)], float)
-        return rows / self._distances * self._row_factors[:, None] if self.whole else rows
+        if self.whole:
+            return rows / self._distances * self.factors[:, None]
+        return rows * (self._distances_to(self.among) / self._distances)
 
     @cached_property
-    def _row_factors(self) -> NDArray[np.int64]:
+    def factors(self) -> NDArray[np.int64]:
+        """How many times too large each output of integers is."""
+
         def denominators(k: int) -> Iterator[int]:
             for (a, b), distance in zip(self.points, self._distances, strict=True):
                 yield Fraction(int(a**k * b ** (self.m - 1 - k)), int(distance)).denominator
 
         return np.array([lcm(*denominators(k)) for k in range(self.m)])
 
-    @cached_property
-    def factors(self) -> list[int]:
-        """How many times too large each output of a patch of integers is."""
-        return [int(f) for f in np.outer(self._row_factors, self._row_factors).flat]
-
     def suffices(self, products: int) -> bool:
-        """Whether outputs that sum as many products of integers have bits to spare for their division."""
-        return products * LARGEST**2 < 1 << (31 - max(map(_even_bits, self.factors)))
-
-    def of_constant(self, value: int) -> list[int]:
-        """What each point of a patch is of which every input is ``value``."""
-        line = self.input.sum(axis=1)
-        return [round(v) for v in (value * np.outer(line, line)).flat]
+        """Whether outputs that sum as many products of integers have bits to spare for their division along both sides."""
+        return products * LARGEST**2 < 1 << (31 - 2 * max(_even_bits(int(f)) for f in self.factors))
 
     @cached_property
     def _pairs(self) -> list[int]:
@@ -167,16 +175,38 @@ class Transforms:
             line[i : i + 2] = [vectors.add(a, b), vectors.subtract(a, b)]
         return line
 
-    def forward(self, vectors: Vectors, square: list[list[Expr]]) -> list[Expr]:
-        """``B^T d B`` of a patch, row by row."""
-        gather = np.linalg.inv(self._butterfly) @ self.input
-        return _both_sides(square, lambda line: self._sums_and_differences(vectors, _product(vectors, gather, line)))
+    def forward(self, vectors: Vectors, line: list[Expr]) -> list[Expr]:
+        """``B^T d`` of the inputs of a line."""
+        return self._sums_and_differences(vectors, _product(vectors, self._gather, line))
 
-    def backward(self, vectors: Vectors, square: list[list[Expr]]) -> list[Expr]:
-        """``A^T m A`` of the products of a patch, row by row."""
-        scatter = self.output @ np.linalg.inv(self._butterfly)
-        outputs = _both_sides(square, lambda line: _product(vectors, scatter, self._sums_and_differences(vectors, line)))
-        return [_divided(vectors, v, f) for v, f in zip(outputs, self.factors, strict=True)] if self.whole else outputs
+    def backward(self, vectors: Vectors, line: list[Expr]) -> list[Expr]:
+        """``A^T m`` of the products of a line."""
+        return _product(vectors, self._scatter, self._sums_and_differences(vectors, line))
+
+    @cached_property
+    def _gather(self) -> Matrix:
+        return np.linalg.inv(self._butterfly) @ self.input
+
+    @cached_property
+    def _scatter(self) -> Matrix:
+        return self.output @ np.linalg.inv(self._butterfly)
+
+
+def forward(vectors: Vectors, down: Transforms, along: Transforms, patch: list[list[Expr]], middle: int) -> list[Expr]:
+    """The points of a patch of inputs, ``B^T d B`` row by row; inputs count from ``middle``."""
+    values = _both_sides(patch, partial(down.forward, vectors), partial(along.forward, vectors))
+    shares = (middle * np.outer(down.input.sum(axis=1), along.input.sum(axis=1))).flat
+    return [
+        vectors.add_scaled(v, -1, vectors.splat(share)) if round(share) else v for v, share in zip(values, shares, strict=True)
+    ]
+
+
+def backward(vectors: Vectors, down: Transforms, along: Transforms, products: list[list[Expr]]) -> list[Expr]:
+    """The outputs of a patch from the products at its points, ``A^T m A`` row by row."""
+    outputs = _both_sides(products, partial(down.backward, vectors), partial(along.backward, vectors))
+    if not down.whole:
+        return outputs
+    return [_divided(vectors, v, int(f)) for v, f in zip(outputs, np.outer(down.factors, along.factors).flat, strict=True)]
 
 
 @lru_cache(maxsize=64)
@@ -199,9 +229,9 @@ def _divided(vectors: Vectors, value: Expr, factor: int) -> Expr:
     return T.Bind(vectors.scale(signed, value) >> tir.splat(tir.const(bits, "int32"), vectors.lanes))
 
 
-def _both_sides(square: list[list[Expr]], apply: Any) -> list[Expr]:
-    columns = [apply(list(column)) for column in zip(*square, strict=True)]
-    return [value for row in zip(*columns, strict=True) for value in apply(list(row))]
+def _both_sides(patch: list[list[Expr]], down: Callable[..., list[Expr]], along: Callable[..., list[Expr]]) -> list[Expr]:
+    columns = [down(list(column)) for column in zip(*patch, strict=True)]
+    return [value for row in zip(*columns, strict=True) for value in along(list(row))]
 
 
 def _product(vectors: Vectors, matrix: Matrix, line: list[Expr]) -> list[Expr]:
