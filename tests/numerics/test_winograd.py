@@ -23,7 +23,7 @@ SAME = {"kh": 3, "kw": 3, "pad": (1, 1, 1, 1), "x": "float32", "y": "float32"}
 
 
 WHOLE = [points for alternatives in WHOLE_POINTS.values() for points in alternatives]
-LARGEST_PATCHES = [*(Transforms(points) for points in POINTS.values()), *(Transforms(points, whole=True) for points in WHOLE)]
+LARGEST_PATCHES = [*(Transforms(points) for points in POINTS.values()), *(Transforms([*p], [*p.values()]) for p in WHOLE)]
 EVERY = [transforms.fewer(m) for transforms in LARGEST_PATCHES for m in range(1, transforms.m + 1)]
 
 
@@ -57,9 +57,15 @@ def test_whole_transforms_fit_words(transforms: Transforms) -> None:
     assert np.array_equal(transforms.output, np.rint(transforms.output))
 
 
+@pytest.mark.parametrize("transforms", [t for t in EVERY if t.whole], ids=lambda t: f"F({t.m}) of {t.among}")
+def test_a_bias_is_added_to_one_product(transforms: Transforms) -> None:
+    products = np.zeros(transforms.side)
+    products[1] = transforms.one
+    np.testing.assert_array_equal(transforms.output @ products, transforms.factors)
+
+
 def test_smaller_patches_need_no_more_bits() -> None:
-    for points in WHOLE:
-        largest = Transforms(points, whole=True)
+    for largest in (t for t in LARGEST_PATCHES if t.whole):
         enough = [k for k in range(10, 20) if largest.suffices(1 << k)]
         assert all(largest.fewer(m).suffices(1 << k) for m in range(1, largest.m) for k in enough)
 
@@ -67,7 +73,11 @@ def test_smaller_patches_need_no_more_bits() -> None:
 def test_points_follow_from_the_bits_to_spare() -> None:
     """F(4x4) with +-1, +-2 takes 6 of 32 bits, and 9 products of two bytes 18: 227 channels leave as many, 228 do not."""
     cheap, spare = WHOLE_POINTS[4]
-    used = {channels: found and found.points for channels in (227, 228, 3640, 3641) if [found := transforms(4, channels, True)]}
+    used = {
+        channels: found and dict(zip(found.points, found.multiples, strict=True))
+        for channels in (227, 228, 3640, 3641)
+        if [found := transforms(4, channels, True)]
+    }
     assert used == {227: cheap, 228: spare, 3640: spare, 3641: None}
 
 

@@ -253,7 +253,7 @@ class _Nest:
                     start = T.Bind((number * tile.nr + i) * lanes)
                     values = [T.Bind(products[tir.at(start + place, lanes)]) for place in places]
                     square = [values[p : p + along.side] for p in range(0, len(values), along.side)]
-                    totals = [value + bias for value in backward(vectors, down, along, square)]
+                    totals = backward(vectors, down, along, square, bias)
                     outputs = [pixel + (r * spec.ow + c) * spec.oc + channel for r, c in product(range(down.m), range(along.m))]
                     if packs:
                         cells = [Cell(at, total, epilogue.multiplier) for at, total in zip(outputs, totals, strict=True)]

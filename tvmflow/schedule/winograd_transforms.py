@@ -12,16 +12,17 @@ Integers lose nothing. The fractions of the weights' transform are moved to the 
 output (:attr:`Transforms.factors`). Transformed inputs and weights fit int16. Their sums may not fit int32, but all that follows
 is right modulo 2**32: what comes out is multiplied by the inverse of the factor's odd part and shifted by the bits of its even
 part, if the output has these to spare. The points +-1, +-2 take 6 bits, enough for 227 channels. 0, 1, -1, 2, -1/2 and infinity
-have as few twos in their differences as six points can, and take 2, for some more work.
+have as few twos in their differences as six points can, and take 2, for some more work. What room int16 leaves to the weights
+takes multiples of them at some points, so that the outputs' transform has few factors left but powers of two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache, partial, reduce
-from itertools import pairwise
+from itertools import combinations, pairwise
 from math import lcm, sqrt
 from typing import Any, TypeAlias
 
@@ -47,11 +48,14 @@ def _with_opposites(*points: float) -> tuple[Point, ...]:
 
 POINTS: dict[int, tuple[Point, ...]] = {2: _with_opposites(1), 4: _with_opposites(sqrt(0.5), sqrt(2.0))}
 """Outputs a side -> the interpolation points of float32."""
-WHOLE_POINTS: dict[int, tuple[tuple[Point, ...], ...]] = {
-    2: (_with_opposites(1),),
-    4: (_with_opposites(1, 2), ((0, 1), (1, 1), (-1, 1), (2, 1), (-1, 2), INFINITY)),
+WHOLE_POINTS: dict[int, tuple[dict[Point, int], ...]] = {
+    2: ({(0, 1): 1, (1, 1): 1, (-1, 1): 1, INFINITY: 1},),
+    4: (
+        {(0, 1): 6, (1, 1): 1, (-1, 1): 1, (2, 1): 1, (-2, 1): 1, INFINITY: 6},
+        {(0, 1): 15, (1, 1): 5, (-1, 1): 5, (2, 1): 1, (-1, 2): 1, INFINITY: 15},
+    ),
 }
-"""The same of integers, those first that are the least work."""
+"""The same of integers, those first that are the least work, each with the multiple of the weights there. The second one is 1."""
 LARGEST = 128
 """Of weights, and of inputs that count from the middle of their type."""
 
@@ -97,18 +101,25 @@ class Vectors:
 class Transforms:
     """Matrices of F(m, 3), and the expressions that apply them to a line of vectors."""
 
-    def __init__(self, points: tuple[Point, ...], whole: bool = False, among: tuple[Point, ...] = ()) -> None:
-        """``whole``: all matrices are of integers, and outputs come out :attr:`factors` times as large.
+    def __init__(
+        self, points: Sequence[Point], multiples: Sequence[int] | None = None, among: Sequence[Point] | None = None
+    ) -> None:
+        """``multiples``: of integers, of the weights at each point; outputs come out :attr:`factors` times as large.
 
         ``among``: more points, at all of which the weights are transformed.
         """
-        self.points, self.whole, self.among = points, whole, among or points
-        self.side = len(points)
+        self.points, self.whole, self.among = tuple(points), multiples is not None, tuple(among or points)
+        self.side = len(self.points)
         self.m = self.side - 2
+        self.multiples = np.array(multiples or [1] * self.side)
 
     def fewer(self, m: int) -> Transforms:
         """Those of F(m, 3) at some of the points, for the same transformed weights."""
-        return Transforms(tuple(self.points[i] for i in self.kept(m)), self.whole, self.among) if m < self.m else self
+        if m == self.m:
+            return self
+        kept = self.kept(m)
+        multiples = [int(self.multiples[i]) for i in kept] if self.whole else None
+        return Transforms([self.points[i] for i in kept], multiples, self.among)
 
     def kept(self, m: int) -> list[int]:
         """Numbers of the points of F(m, 3): the first ones, and infinity."""
@@ -126,7 +137,7 @@ class Transforms:
     def weight(self) -> Matrix:
         """``G [m + 2, 3]``: values of the kernel's polynomial at each point, over its distances."""
         values = np.array([[b * b, a * b, a * a] for a, b in self.points], float)
-        return values if self.whole else values / self._distances_to(self.among)[:, None]
+        return values * self.multiples[:, None] if self.whole else values / self._distances_to(self.among)[:, None]
 
     @cached_property
     def input(self) -> Matrix:
@@ -139,7 +150,7 @@ class Transforms:
         """``A^T [m, m + 2]``: powers of the points. Of integers, over the distances, times what makes each row whole."""
         rows = np.array([[a**k * b ** (self.m - 1 - k) for a, b in self.points] for k in range(self.m)], float)
         if self.whole:
-            return rows / self._distances * self.factors[:, None]
+            return rows / (self._distances * self.multiples) * self.factors[:, None]
         return rows * (self._distances_to(self.among) / self._distances)
 
     @cached_property
@@ -147,10 +158,15 @@ class Transforms:
         """How many times too large each output of integers is."""
 
         def denominators(k: int) -> Iterator[int]:
-            for (a, b), distance in zip(self.points, self._distances, strict=True):
+            for (a, b), distance in zip(self.points, self._distances * self.multiples, strict=True):
                 yield Fraction(int(a**k * b ** (self.m - 1 - k)), int(distance)).denominator
 
         return np.array([lcm(*denominators(k)) for k in range(self.m)])
+
+    @property
+    def one(self) -> int:
+        """What is added to a line's product at the point 1, of integers the second one, so that every output grows by one."""
+        return int(self._distances[1] * self.multiples[1])
 
     def suffices(self, products: int) -> bool:
         """Whether outputs that sum as many products of integers have bits to spare for their division along both sides."""
@@ -177,6 +193,8 @@ class Transforms:
 
     def forward(self, vectors: Vectors, line: list[Expr]) -> list[Expr]:
         """``B^T d`` of the inputs of a line."""
+        if self.whole:
+            line = [*line, *(vectors.subtract(b, a) for a, b in zip(line, line[2:], strict=False))]
         return self._sums_and_differences(vectors, _product(vectors, self._gather, line))
 
     def backward(self, vectors: Vectors, line: list[Expr]) -> list[Expr]:
@@ -185,7 +203,12 @@ class Transforms:
 
     @cached_property
     def _gather(self) -> Matrix:
-        return np.linalg.inv(self._butterfly) @ self.input
+        """Of a line; of integers, of the line and of the differences of its elements two apart.
+
+        All points but +-1 are roots beside these two: their polynomials are multiples of x**2 - 1, that of the differences.
+        """
+        rows = np.linalg.inv(self._butterfly) @ self.input
+        return np.array([_fewest_terms(tuple(map(round, row))) for row in rows]) if self.whole else rows
 
     @cached_property
     def _scatter(self) -> Matrix:
@@ -201,11 +224,14 @@ def forward(vectors: Vectors, down: Transforms, along: Transforms, patch: list[l
     ]
 
 
-def backward(vectors: Vectors, down: Transforms, along: Transforms, products: list[list[Expr]]) -> list[Expr]:
-    """The outputs of a patch from the products at its points, ``A^T m A`` row by row."""
+def backward(vectors: Vectors, down: Transforms, along: Transforms, products: list[list[Expr]], bias: Expr) -> list[Expr]:
+    """The outputs of a patch from the products at its points, ``A^T m A`` row by row, and ``bias``."""
+    if down.whole:
+        products = [list(row) for row in products]
+        products[1][1] = vectors.add(products[1][1], vectors.scale(down.one * along.one, bias))
     outputs = _both_sides(products, partial(down.backward, vectors), partial(along.backward, vectors))
     if not down.whole:
-        return outputs
+        return [vectors.add(value, bias) for value in outputs]
     return [_divided(vectors, v, int(f)) for v, f in zip(outputs, np.outer(down.factors, along.factors).flat, strict=True)]
 
 
@@ -214,7 +240,28 @@ def transforms(m: int, channels: int, whole: bool) -> Transforms | None:
     """Those of F(m x m, 3x3) for inputs of ``channels``; None where no points leave the bits that whole outputs need."""
     if not whole:
         return Transforms(POINTS[m])
-    return next((t for points in WHOLE_POINTS[m] if (t := Transforms(points, whole)).suffices(9 * channels)), None)
+    every = (Transforms(list(points), list(points.values())) for points in WHOLE_POINTS[m])
+    return next((t for t in every if t.suffices(9 * channels)), None)
+
+
+@lru_cache(maxsize=64)
+def _fewest_terms(row: tuple[int, ...]) -> Matrix:
+    """Factors of a line's elements, and of their differences two apart, that sum to ``row`` with the fewest instructions."""
+    side = len(row)
+    values = np.vstack([np.eye(side), np.eye(side)[2:] - np.eye(side)[:-2]])
+
+    def instructions(factors: Matrix) -> float:
+        used = factors[factors != 0]
+        # a difference is shared with other rows
+        return len(used) + len(set(np.abs(used)) - {1}) + bool((used < 0).all()) + 0.25 * np.count_nonzero(factors[side:])
+
+    found = [np.array([*row, *np.zeros(side - 2)])]
+    for chosen in (list(c) for terms in (1, 2, 3) for c in combinations(range(len(values)), terms)):
+        factors = np.zeros(len(values))
+        factors[chosen] = np.rint(np.linalg.lstsq(values[chosen].T, np.array(row), rcond=None)[0])
+        if np.array_equal(factors @ values, row):
+            found.append(factors)
+    return min(found, key=instructions)
 
 
 def _even_bits(factor: int) -> int:
@@ -236,15 +283,22 @@ def _both_sides(patch: list[list[Expr]], down: Callable[..., list[Expr]], along:
 
 def _product(vectors: Vectors, matrix: Matrix, line: list[Expr]) -> list[Expr]:
     """``matrix @ line`` with its zeros left out."""
+    return [_sum(vectors, [(float(f), value) for f, value in zip(row, line, strict=True) if abs(f) > 1e-12]) for row in matrix]
 
-    def row(factors: Matrix) -> Expr:
-        # a factor of one starts the sum for nothing, a negative one costs a product
-        (first, start), *terms = sorted(
-            ((float(f), v) for f, v in zip(factors, line, strict=True) if abs(f) > 1e-12), key=lambda t: (t[0] != 1, t[0] < 0)
-        )
-        total = vectors.scale(first, start)
-        for factor, value in terms:
-            total = vectors.add_scaled(total, factor, value)
-        return total
 
-    return [row(factors) for factors in matrix]
+def _sum(vectors: Vectors, terms: list[tuple[float, Expr]]) -> Expr:
+    """Of factors times values; values of one factor, but for its sign, are added first, and multiplied once."""
+    # a factor of one starts the sum for nothing, a negative one costs a product
+    terms = sorted(terms, key=lambda term: (abs(term[0]) != 1, abs(term[0]), term[0] < 0))
+    parts: list[tuple[float, Expr]] = []
+    for factor, value in terms:
+        if parts and abs(parts[-1][0]) == abs(factor):
+            same = parts[-1][0] == factor
+            parts[-1] = parts[-1][0], vectors.add(parts[-1][1], value) if same else vectors.subtract(parts[-1][1], value)
+        else:
+            parts.append((factor, value))
+    (first, start), *others = sorted(parts, key=lambda part: (part[0] != 1, part[0] < 0))
+    total = vectors.scale(first, start)
+    for factor, value in others:
+        total = vectors.add_scaled(total, factor, value)
+    return total
