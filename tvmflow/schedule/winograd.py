@@ -5,8 +5,8 @@ of their ``(m + 2)**2`` points becomes one matrix product over the channels, and
 outputs: 16 multiplies for 4 outputs, or 36 for 16, where the direct convolution takes 36 and 144.
 
 A few rows of tiles are transformed into a buffer that stays in L2; a register tile of ``mr`` patches by ``nr`` vectors of output
-channels is multiplied for every point; the epilogue runs on the way back. NHWC makes vectors of channels of everything. Patches
-that stick out are moved back inside, as in schedule/conv2d.py. What float32 loses is in schedule/winograd_transforms.py.
+channels is multiplied for every point; the epilogue runs on the way back. NHWC makes vectors of channels of everything. At the
+end of a line are smaller patches (schedule/winograd_geometry.py). What float32 loses is in schedule/winograd_transforms.py.
 
 Integers are exact: transformed inputs and weights are int16, multiplied and summed modulo 2**32. Inputs count from the middle of
 their type, so that outputs are small, for their division needs bits to spare. Instructions that widen bytes anyway multiply as
