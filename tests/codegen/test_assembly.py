@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import product
 
 import msgspec
 import pytest
@@ -151,11 +152,11 @@ def test_products_keep_their_sums_in_registers(name: str, shape: str) -> None:
 @pytest.mark.parametrize("name", CPUS)
 def test_the_weights_of_the_next_kernel_take_no_registers_of_the_sums(name: str) -> None:
     prefetch = re.compile(r"^prefetcht1\b|^prfm\s+pldl2keep")
-    for dtype, row in rows(name).items():
-        for ahead in (64 << 10, 4 << 20):
-            code = instructions(name, "conv1x1", dtype, ahead)
+    for shape, ahead in product(("conv1x1", "winograd"), (64 << 10, 4 << 20)):
+        for dtype, row in rows(name, shape).items():
+            code = instructions(name, shape, dtype, ahead)
             body = hottest(code, INSTRUCTION[row])
-            assert count(body, prefetch) > 0, body
+            assert count(code, prefetch) > count(instructions(name, shape, dtype), prefetch)
             assert spills(body, code) == reloads(body, code) == 0, body
 
 

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from tvmflow.kernels.spec import Chain, Conv2d, MatMul
-from tvmflow.schedule.ahead import Share, bytes_ahead
-from tvmflow.target import get_target
+from tvmflow.schedule.ahead import Share, bytes_ahead, weight_bytes
+from tvmflow.schedule.conv2d_geometry import ConvTile
+from tvmflow.schedule.template import template_for
+from tvmflow.schedule.template import weight_bytes as packed_bytes
+from tvmflow.schedule.winograd_geometry import WinogradTile
+from tvmflow.target import Cpu, get_target
 
 CPU = msgspec.structs.replace(get_target("zen4").cpu, l2_kib=1024, l3_kib=8192)
 SMALL, LARGE = Conv2d(1, 14, 14, 64, 64), Conv2d(1, 14, 14, 512, 512)
@@ -18,27 +22,41 @@ DENSE = Conv2d(1, 1, 1, 1280, 1000)
 DEPTHWISE = Conv2d(1, 14, 14, 64, 64, 3, 3, pad=(1, 1, 1, 1), groups=64)
 
 
-def test_a_kernel_asks_for_the_begin_of_the_next_weights() -> None:
-    assert bytes_ahead([LARGE, SMALL], CPU) == [64 * 64, 0]
-    assert bytes_ahead([SMALL, LARGE], CPU) == [128 << 10, 0]  # an eighth of L2
+def asked(*kernels: Conv2d | Chain | MatMul, cpu: Cpu = CPU) -> list[int]:
+    return bytes_ahead(kernels, [weight_bytes(spec) for spec in kernels], cpu)
+
+
+def test_a_kernel_asks_for_the_next_weights() -> None:
+    assert asked(LARGE, SMALL) == [64 * 64, 0]
+    assert asked(SMALL, LARGE) == [512 * 512, 0]
+    assert bytes_ahead([SMALL, LARGE], [0, 2 << 20], CPU) == [1024 << 10, 0]  # what L2 holds
+    assert asked(SMALL, LARGE, cpu=msgspec.structs.replace(CPU, l3_kib=0)) == [128 << 10, 0]  # an eighth where it is the last
 
 
 def test_what_has_no_weights_is_passed_over_and_small_weights_come_along() -> None:
     products = MatMul(12, 64, 64, 64)
-    assert bytes_ahead([SMALL, products, SMALL], CPU)[0] == 64 * 64
-    assert bytes_ahead([SMALL, DEPTHWISE, SMALL], CPU)[0] == 64 * 64 + 9 * 64
+    assert asked(SMALL, products, SMALL)[0] == 64 * 64
+    assert asked(SMALL, DEPTHWISE, SMALL)[0] == 64 * 64 + 9 * 64
 
 
 def test_a_dense_layer_of_few_rows_comes_whole_while_another_kernel_computes() -> None:
-    assert bytes_ahead([SMALL, LARGE, DENSE], CPU) == [128 << 10, 1280 * 1000, 0]
+    assert asked(SMALL, LARGE, DENSE) == [512 * 512, 1280 * 1000, 0]
     floating = msgspec.structs.replace(DENSE, x="float32", y="float32")
-    assert bytes_ahead([LARGE, floating], CPU) == [4096 << 10, 0]  # half of the last cache
-    assert bytes_ahead([DENSE, DENSE, DENSE], CPU) == [0, 0, 0]  # each waits for its own
+    assert asked(LARGE, floating) == [4096 << 10, 0]  # half of the last cache
+    assert asked(DENSE, DENSE, DENSE) == [0, 0, 0]  # each waits for its own
 
 
 def test_a_chain_has_the_weights_of_its_stages() -> None:
     stage = Conv2d(1, 14, 14, 64, 64, x="float32", y="float32")
-    assert bytes_ahead([SMALL, Chain((stage, stage))], CPU)[0] == 2 * 64 * 64 * 4
+    assert asked(SMALL, Chain((stage, stage)))[0] == 2 * 64 * 64 * 4
+
+
+def test_packed_weights_count_for_what_they_are() -> None:
+    """Winograd's F(4x4) has 36 words for nine bytes."""
+    spec = Conv2d(1, 28, 28, 128, 128, 3, 3, pad=(1, 1, 1, 1), x="uint8", y="uint8")
+    tiles = {type(tile): tile for tile in template_for(spec, get_target("zen4")).space(spec, get_target("zen4"))}
+    assert packed_bytes(spec, tiles[ConvTile]) == weight_bytes(spec) == 9 * 128 * 128
+    assert packed_bytes(spec, tiles[WinogradTile]) == 36 * 2 * 128 * 128
 
 
 @pytest.mark.parametrize("count", [1, 7, 64, 500])

@@ -12,8 +12,11 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from tvm import DataType
+from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels import spec as ks
+from tvmflow.schedule import tir
 from tvmflow.target import Cpu
 
 Expr = Any
@@ -22,29 +25,35 @@ FEW_ROWS = 8
 """Most pixels of a layer whose weights take longer to come from memory than to be multiplied."""
 
 
-def bytes_ahead(kernels: Sequence[ks.Kernel], cpu: Cpu) -> list[int]:
+def bytes_ahead(kernels: Sequence[ks.Kernel], weights: Sequence[int], cpu: Cpu) -> list[int]:
     """Bytes behind its own weights that each of a network's ``kernels``, in the order of their calls, should ask for.
 
-    As a rule the begin of the next convolution, an eighth of L2 at most: the rest comes while it runs. A dense layer of few rows
-    is as fast as its weights arrive. All of them come while the convolution before it computes and leaves the memory idle, as far
-    as half of the last cache holds them.
+    ``weights`` are the bytes of each one's own, as they are packed. As a rule it is the next convolution's, as much of them as L2
+    holds if there is a cache behind it for what they push out, else an eighth of that: the rest comes while it runs. A dense
+    layer of few rows is as fast as its weights arrive. All of them come while the convolution before it computes and leaves the
+    memory idle, as far as half of the last cache holds them.
     """
+    at_most = cpu.l2_kib * (1024 if cpu.l3_kib > cpu.l2_kib else 128)
     asked, wanted = [], 0
-    for spec in reversed(kernels):
+    for spec, size in zip(reversed(kernels), reversed(weights), strict=True):
         waits = isinstance(spec, ks.Conv2d) and spec.n * spec.oh * spec.ow <= FEW_ROWS
         asked.append(0 if waits else wanted)
         if isinstance(spec, ks.Conv2d) and spec.is_depthwise:
-            wanted += _weights(spec)
-        elif isinstance(spec, ks.Conv2d | ks.Chain):
-            wanted = min(_weights(spec), max(cpu.l2_kib, cpu.l3_kib) * 512 if waits else cpu.l2_kib * 128)
+            wanted += size
+        elif size:
+            wanted = min(size, max(cpu.l2_kib, cpu.l3_kib) * 512 if waits else at_most)
     return asked[::-1]
 
 
-def _weights(spec: ks.Conv2d | ks.Chain) -> int:
+def weight_bytes(spec: ks.Kernel) -> int:
     """Bytes of a kernel's weights before they are packed."""
     if isinstance(spec, ks.Chain):
-        return sum(map(_weights, spec.stages))
-    return spec.oc * spec.kh * spec.kw * (spec.ic // spec.groups) * np.dtype("int8" if spec.is_integer else "float32").itemsize
+        return sum(map(weight_bytes, spec.stages))
+    if isinstance(spec, ks.Conv2d):
+        return (
+            spec.oc * spec.kh * spec.kw * (spec.ic // spec.groups) * np.dtype("int8" if spec.is_integer else "float32").itemsize
+        )
+    return 0
 
 
 class Share:
@@ -62,3 +71,21 @@ class Share:
         """Numbers of the lines that a step asks for."""
         first = visit * self._each + (step >> self._shift) * self._per_step
         return [first + i for i in range(self._per_step)]
+
+
+class Ahead:
+    """What a tile asks for while it multiplies: its share of some runs of weights, a few cache lines in each of its steps."""
+
+    def __init__(self, weight: Any, steps: int) -> None:
+        self._weight, self._steps = weight, steps
+        self._line = tir.CACHE_LINE // DataType(weight.dtype).itemsize
+        self._runs: list[tuple[Expr, Share, Expr]] = []
+
+    def share(self, start: Expr, count: int, visit: Expr, visits: int) -> None:
+        """Of ``count`` elements from ``start`` on, which as many tiles share as there are ``visits``; this one is ``visit``."""
+        self._runs.append((T.Bind(start), Share(ceil(count / self._line), visits, self._steps), visit))
+
+    def ask(self, step: Expr) -> None:
+        for start, lines, visit in self._runs:
+            for number in lines.lines(visit, step):
+                tir.prefetch(self._weight, start + number * self._line)

@@ -26,7 +26,8 @@ from tvmflow.optimize.expr import array, is_constant
 from tvmflow.optimize.walk import Walk
 from tvmflow.schedule.ahead import bytes_ahead
 from tvmflow.schedule.conv2d_geometry import ConvTile
-from tvmflow.schedule.template import Tile, template_for
+from tvmflow.schedule.template import Tile, template_for, weight_bytes
+from tvmflow.schedule.winograd_geometry import WinogradTile
 from tvmflow.target import Target
 
 Lookup = Callable[[ks.Kernel, Target], Tile | None]
@@ -61,16 +62,17 @@ def schedule(model: Model, target: Target, lookup: Lookup = untuned) -> tuple[Mo
     names: Counter[str] = Counter()
     walk = Walk(model.module)
     calls = {binding.var: spec for binding in walk.old_bindings() if (spec := kernel_of(binding.value)) is not None}
-    ahead = dict(zip(calls, bytes_ahead(list(calls.values()), target.cpu), strict=True))
+    recorded = {spec: lookup(spec, target) for spec in calls.values()}
+    tiles = {spec: tile or template_for(spec, target).default(spec, target) for spec, tile in recorded.items()}
+    weights = [weight_bytes(spec, tiles[spec]) for spec in calls.values()]
+    ahead = dict(zip(calls, bytes_ahead(list(calls.values()), weights, target.cpu), strict=True))
 
     def rule(walk: Walk, call: Any) -> Any:
         spec = kernel_of(call)
         if spec is None:
             return None
-        template = template_for(spec, target)
-        recorded = lookup(spec, target)
-        tile = recorded if recorded is not None else template.default(spec, target)
-        if isinstance(tile, ConvTile):
+        template, tile = template_for(spec, target), tiles[spec]
+        if isinstance(tile, ConvTile | WinogradTile):
             tile = msgspec.structs.replace(tile, ahead=ahead[walk.var])
         if (spec, tile) not in functions:
             name = kernel_name(spec)
@@ -79,7 +81,9 @@ def schedule(model: Model, target: Target, lookup: Lookup = untuned) -> tuple[Mo
                 name += f"_v{names[name]}"
             functions[spec, tile] = library.add_func(template.emit(spec, tile, name), name)
         function = functions[spec, tile]
-        kernels.append(ScheduledKernel(str(walk.name), str(function.name_hint), spec, template.name, tile, recorded is not None))
+        kernels.append(
+            ScheduledKernel(str(walk.name), str(function.name_hint), spec, template.name, tile, recorded[spec] is not None)
+        )
         args = _pack(kernel_args(call), lambda consts: template.pack(spec, tile, consts))
         return relax.call_tir(function, relax.Tuple(args), result_types(spec))
 

@@ -130,6 +130,12 @@ def ops(spec: Conv2d, tile: ConvTile) -> int:
     return spec.ops // (every[0] * every[1]) * (every[0] - geo.line.misses) * (every[1] - geo.column.misses)
 
 
+def weight_bytes(spec: Conv2d, tile: ConvTile) -> int:
+    """Bytes of the packed weights."""
+    geo = geometry(spec, tile)
+    return geo.weights * np.dtype(geo.dot.b_dtype).itemsize
+
+
 def pack(spec: Conv2d, tile: ConvTile, consts: list[Array]) -> list[Array]:
     """Compile-time constants as the kernel wants them.
 

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from tvmflow.schedule import border, tir
-from tvmflow.schedule.ahead import Share
+from tvmflow.schedule.ahead import Ahead
 from tvmflow.schedule.conv2d_geometry import ConvTile, Geometry
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.packs import Cell, Emission, Packs, finish, store
@@ -158,13 +158,13 @@ class Nest:
         biases = self._biases(here, sight)
         for i, cell in enumerate(acc):
             T.buffer_store(cell, biases[sight.kinds[i // nr]][i % nr], [self.every])
-        prefetch = self._prefetch(here)
+        ahead = self._ahead(here)
 
         def step(kh: Expr, tap: Expr, k: Expr, pixels: Iterable[int], between: Callable[[], None] = lambda: None) -> None:
             index = (kh * geo.taps + tap) * geo.steps + k
             first = here.vector * geo.stride + index * geo.step_size
             weights = [T.Bind(self.weight[tir.at(first + i * geo.stride, dot.lanes * dot.group)]) for i in range(nr)]
-            prefetch(index)
+            ahead.ask(index)
             tap_offset = kh * spec.dilation[0] * geo.row + tap * geo.tap_stride + k * dot.group
             for m in pixels:
                 dh, dw = self.pixels[m]
@@ -245,33 +245,23 @@ class Nest:
                     self.epilogue.store(self.y, offset + channel, value)
                 yield
 
-    def _prefetch(self, here: _Place) -> Callable[[Expr], None]:
-        """What a step asks for: lines of the next block's weights, and of those behind the kernel's (schedule/ahead.py).
+    def _ahead(self, here: _Place) -> Ahead:
+        """What a tile asks for: of the next block's weights, and of those behind the kernel's.
 
         Without the first, ResNet-50 int8 on one Zen 5 core takes 11.0 ms instead of 10.2. In bursts, 49 pixels of 512 to 2048
         channels, float32, take 470 us instead of 432. Behind the last block the file goes on with what the next kernel reads.
         """
         geo, tile = self.geo, self.tile
-        size = np.dtype(self.dot.b_dtype).itemsize
-        line, block = tir.CACHE_LINE // size, tile.nr * geo.stride
-        steps = geo.stride // geo.step_size
-        asked = []
-
-        def share(start: Expr, count: int, visit: Expr, visits: int) -> None:
-            asked.append((T.Bind(start), Share(ceil(count / line), visits, steps), visit))
-
+        size, line = np.dtype(self.dot.b_dtype).itemsize, tir.CACHE_LINE // np.dtype(self.dot.b_dtype).itemsize
+        steps, block = geo.stride // geo.step_size, tile.nr * geo.stride
+        ahead = Ahead(self.weight, steps)
         over = block if tile.channels_outer else 0
         if over and over <= self.tiles * steps * line:  # with fewer tiles, this block itself waits for memory
-            share((here.vector + tile.nr) * geo.stride, block, here.tile, self.tiles)
+            ahead.share((here.vector + tile.nr) * geo.stride, block, here.tile, self.tiles)
         if tile.ahead > over * size:
-            share(geo.weights + over, tile.ahead // size - over, here.block * self.tiles + here.tile, self.blocks * self.tiles)
-
-        def ask(step: Expr) -> None:
-            for start, lines, visit in asked:
-                for number in lines.lines(visit, step):
-                    tir.prefetch(self.weight, start + number * line)
-
-        return ask
+            visit = here.block * self.tiles + here.tile if tile.channels_outer else here.tile * self.blocks + here.block
+            ahead.share(geo.weights + over, tile.ahead // size - over, visit, self.blocks * self.tiles)
+        return ahead
 
     def _channels(self, group: Expr, v: Expr) -> tuple[Expr, Expr]:
         """First channel of vector ``v`` of a group: its place in the tables of biases and multipliers, and in the output."""

@@ -14,6 +14,7 @@ from tvm import tirx
 from tvmflow.errors import InternalError
 from tvmflow.kernels import spec as ks
 from tvmflow.schedule import (
+    ahead,
     attention,
     chain,
     conv2d,
@@ -287,6 +288,12 @@ def executed_ops(spec: ks.Kernel, tile: Tile) -> int:
     """Operations that a kernel executes, a multiply-add counted as two: what a share of the machine's peak is of."""
     way = CONVOLUTIONS.get(type(tile))
     return int(way.ops(spec, tile)) if way else spec.ops
+
+
+def weight_bytes(spec: ks.Kernel, tile: Tile) -> int:
+    """Bytes of a kernel's weights; packed ones of the convolutions, whose packing may multiply them."""
+    way = CONVOLUTIONS.get(type(tile))
+    return int(way.weight_bytes(spec, tile)) if way else ahead.weight_bytes(spec)
 
 
 def template_for(spec: ks.Kernel, target: Target) -> Template:

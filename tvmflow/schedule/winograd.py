@@ -28,6 +28,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
+from tvmflow.schedule.ahead import Ahead
 from tvmflow.schedule.constants import fold_zero_point
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, DOTS, Dot, dot_for, sse_cycles
@@ -94,7 +95,7 @@ def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
             step = max(step, sse_cycles(mr, tile.nr, cpu.registers))
         return geo.steps * step + 2.0 * mr * tile.nr + 20
 
-    products = geo.blocks * sum(of.points * ceil(of.rows / of.mr) * body(of.mr) for of in geo.matrices)
+    products = geo.blocks * sum(of.points * of.turns * body(of.mr) for of in geo.matrices)
     size = np.dtype(geo.dot.a_dtype).itemsize
     weights = size * geo.points * spec.ic * spec.oc
     first = max(products, weights / 7)
@@ -116,6 +117,12 @@ def ops(spec: Conv2d, tile: WinogradTile) -> int:
     geo = Geometry(spec, tile)
     bytewise = next((dot.group for dot in DOTS if dot.words == tile.dot), geo.dot.group)
     return 2 * spec.n * geo.rows * geo.high // tile.rows * spec.ic * spec.oc * bytewise // geo.dot.group
+
+
+def weight_bytes(spec: Conv2d, tile: WinogradTile) -> int:
+    """Bytes of the packed weights."""
+    geo = Geometry(spec, tile)
+    return geo.weights * np.dtype(geo.dot.b_dtype).itemsize
 
 
 def pack(spec: Conv2d, tile: WinogradTile, consts: list[Array]) -> list[Array]:
@@ -161,6 +168,7 @@ class _Nest:
         # threads share the bands; the channels where there is one only
         self.shares_channels = tile.threads and bands == 1
         with tir.parallel_if(tile.threads, bands) as band:
+            self.visit = band * geo.blocks * geo.turns, bands * geo.blocks * geo.turns
             self.image = band // geo.bands if spec.n > 1 else 0
             self.row0 = T.Bind(tir.inside(band % geo.bands, tile.rows, geo.high))
             lines = min(tile.rows * tile.m, spec.oh)
@@ -211,10 +219,7 @@ class _Nest:
     def _multiply(self, of: Matrices, inputs: Any, block: Expr, products: Any) -> None:
         spec, tile, geo, dot = self.spec, self.tile, self.geo, self.dot
         lanes, everything = dot.lanes, tir.at(0, dot.lanes)
-        turns = ceil(of.rows / of.mr)
-        # the next point's weights are asked for while this one's are used; a vector is a cache line where memory is the limit
-        share = ceil(tile.nr / turns)
-        with T.serial(0, of.points) as point, T.serial(0, turns) as t:
+        with T.serial(0, of.points) as point, T.serial(0, of.turns) as t:
             first = T.Bind(tir.inside(t, of.mr, of.rows))
             acc = [[tir.register(lanes, dot.acc_dtype) for _ in range(tile.nr)] for _ in range(of.mr)]
             for row in acc:
@@ -223,11 +228,10 @@ class _Nest:
             left = T.Bind(of.inputs + point * of.in_stride + first * spec.ic)
             right = T.Bind((block * geo.points + of.first + point) * (geo.steps * geo.step))
             vector = lanes * dot.group
-            after = T.Bind(right + geo.steps * (geo.step + tirx.min(t * share, tile.nr - share) * vector))
+            ahead = self._ahead(of, block, point, t, right)
             with T.serial(0, geo.steps) as k:
                 weights = [T.Bind(self.weight[tir.at(right + k * geo.step + i * vector, vector)]) for i in range(tile.nr)]
-                for j in range(share):
-                    tir.prefetch(self.weight, after + (j * geo.steps + k) * vector)
+                ahead.ask(k)
                 for m, row in enumerate(acc):
                     a = inputs[tir.at(left + m * spec.ic + k * dot.group, dot.group)]
                     for cell, w in zip(row, weights, strict=True):
@@ -236,6 +240,18 @@ class _Nest:
             for m, row in enumerate(acc):
                 for i, cell in enumerate(row):
                     T.buffer_store(products, cell[everything], [tir.at(to + (m * tile.nr + i) * lanes, lanes)])
+
+    def _ahead(self, of: Matrices, block: Expr, point: Expr, turn: Expr, right: Expr) -> Ahead:
+        """What a register tile asks for: of the next point's weights, and of those behind the kernel's."""
+        geo, tile = self.geo, self.tile
+        ahead = Ahead(self.weight, geo.steps)
+        ahead.share(right + geo.steps * geo.step, geo.steps * geo.step, turn, of.turns)
+        if tile.ahead:
+            begin, visits = self.visit
+            before = sum(m.points * m.turns for m in geo.matrices if m.first < of.first)
+            visit = T.Bind(begin + block * geo.turns + before + point * of.turns + turn)
+            ahead.share(geo.weights, tile.ahead // np.dtype(self.dot.b_dtype).itemsize, visit, visits)
+        return ahead
 
     def _backward(self, products: Any, v0: Expr) -> None:
         spec, tile, geo, lanes = self.spec, self.tile, self.geo, self.dot.lanes

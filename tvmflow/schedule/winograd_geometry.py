@@ -30,6 +30,8 @@ class WinogradTile(msgspec.Struct, frozen=True, tag="winograd"):
     """Most patches that are multiplied together."""
     nr: int
     threads: bool = True
+    ahead: int = 0
+    """Bytes behind the kernel's weights that it asks for (schedule/ahead.py). The network decides, not the tuner."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class Matrices:
     products: int
     """First element in the buffer of products."""
     out_stride: int
+
+    @property
+    def turns(self) -> int:
+        return ceil(self.rows / self.mr)
 
 
 class Geometry:
@@ -128,6 +134,8 @@ class Geometry:
         self.products = [[products[k, point] for point in patches.points] for k, patches in enumerate(self.patches)]
         self.rows = sum(m.points * m.rows for m in self.matrices)
         """Of all matrices of a band."""
+        self.turns = sum(m.points * m.turns for m in self.matrices)
+        """Register tiles of a block of channels."""
 
 
 def _split(extent: int, transforms: Transforms) -> list[tuple[Transforms, int, int]]:
