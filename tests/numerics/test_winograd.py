@@ -189,6 +189,7 @@ def test_the_model_chooses_and_the_tuner_sees_both() -> None:
     ("name", "size", "channels", "chosen"),
     [
         ("zen5", 56, 64, True),
+        ("zen5", 14, 256, True),
         ("zen5", 7, 512, False),
         ("x86-64-v3", 7, 512, True),
         ("rpi4", 14, 256, True),

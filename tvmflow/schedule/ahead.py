@@ -28,12 +28,10 @@ FEW_ROWS = 8
 def bytes_ahead(kernels: Sequence[ks.Kernel], weights: Sequence[int], cpu: Cpu) -> list[int]:
     """Bytes behind its own weights that each of a network's ``kernels``, in the order of their calls, should ask for.
 
-    ``weights`` are the bytes of each one's own, as they are packed. As a rule it is the next convolution's, as much of them as L2
-    holds if there is a cache behind it for what they push out, else an eighth of that: the rest comes while it runs. A dense
-    layer of few rows is as fast as its weights arrive. All of them come while the convolution before it computes and leaves the
-    memory idle, as far as half of the last cache holds them.
+    ``weights`` are the bytes of each one's own, as they are packed. As a rule it is the next convolution's, up to
+    :func:`most_ahead`: the rest comes while it runs. A dense layer of few rows is as fast as its weights arrive. All of them come
+    while the convolution before it computes and leaves the memory idle, as far as half of the last cache holds them.
     """
-    at_most = cpu.l2_kib * (1024 if cpu.l3_kib > cpu.l2_kib else 128)
     asked, wanted = [], 0
     for spec, size in zip(reversed(kernels), reversed(weights), strict=True):
         waits = isinstance(spec, ks.Conv2d) and spec.n * spec.oh * spec.ow <= FEW_ROWS
@@ -41,8 +39,13 @@ def bytes_ahead(kernels: Sequence[ks.Kernel], weights: Sequence[int], cpu: Cpu) 
         if isinstance(spec, ks.Conv2d) and spec.is_depthwise:
             wanted += size
         elif size:
-            wanted = min(size, max(cpu.l2_kib, cpu.l3_kib) * 512 if waits else at_most)
+            wanted = min(size, max(cpu.l2_kib, cpu.l3_kib) * 512 if waits else most_ahead(cpu))
     return asked[::-1]
+
+
+def most_ahead(cpu: Cpu) -> int:
+    """Bytes: what L2 holds if there is a cache behind it for what they push out, else an eighth of that."""
+    return cpu.l2_kib * (1024 if cpu.l3_kib > cpu.l2_kib else 128)
 
 
 def weight_bytes(spec: ks.Kernel) -> int:

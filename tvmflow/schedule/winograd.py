@@ -28,7 +28,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
-from tvmflow.schedule.ahead import Ahead
+from tvmflow.schedule.ahead import Ahead, most_ahead
 from tvmflow.schedule.constants import fold_zero_point
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, DOTS, Dot, dot_for, sse_cycles
@@ -83,8 +83,8 @@ def _shares(whole: int, most: int) -> set[int]:
 def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
     """Cycles by the machine of conv2d.estimate: the products, beside which weights arrive, the transforms, and patches beyond L2.
 
-    Weights come from memory at 7 bytes a cycle for the first band, and from L3 at 32 for the next. That two threads do not get
-    equal shares of the bands counts half: kernels run on one thread too.
+    Weights come from memory at 7 bytes a cycle for the first band, but for what the kernel before asks for, and from L3 at 32 for
+    the next. That two threads do not get equal shares of the bands counts half: kernels run on one thread too.
     """
     geo = Geometry(spec, tile)
     bands = spec.n * geo.bands
@@ -98,7 +98,7 @@ def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
     products = geo.blocks * sum(of.points * of.turns * body(of.mr) for of in geo.matrices)
     size = np.dtype(geo.dot.a_dtype).itemsize
     weights = size * geo.points * spec.ic * spec.oc
-    first = max(products, weights / 7)
+    first = max(products, (weights - most_ahead(cpu)) / 7)
     again = max(products, weights / (7 if weights > cpu.l3_kib * 512 else 32)) if weights > cpu.l2_kib * 512 else products
     forward, backward = (24.0, 20.0) if tile.m == 2 else (110.0, 80.0)
     around = geo.rows / geo.points * (ceil(spec.ic / geo.channels) * forward + geo.blocks * tile.nr * backward)
