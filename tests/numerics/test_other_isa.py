@@ -149,7 +149,7 @@ def test_words_are_multiplied(name: str) -> None:
     found = [winograd.Geometry(spec, tile) for spec, tile in tiles if spec.is_integer and isinstance(tile, winograd.WinogradTile)]
     words = BY_NAME[target.int8.dot[0]].words
     assert {geo.dot.name for geo in found} == ({words} if words else set())
-    assert {geo.transforms.points for geo in found} >= (set(WHOLE_POINTS[4]) if words else set())
+    assert {geo.transforms.points for geo in found} >= ({tuple(points) for points in WHOLE_POINTS[4]} if words else set())
 
 
 @pytest.mark.parametrize("name", NATIVE)

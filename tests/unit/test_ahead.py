@@ -51,6 +51,19 @@ def test_a_chain_has_the_weights_of_its_stages() -> None:
     assert asked(SMALL, Chain((stage, stage)))[0] == 2 * 64 * 64 * 4
 
 
+@pytest.mark.parametrize("kind", [ConvTile, WinogradTile])
+def test_kernels_ask_for_what_they_are_told_to(kind: type) -> None:
+    spec, target = Conv2d(1, 28, 28, 128, 128, 3, 3, pad=(1, 1, 1, 1)), get_target("x86-avx512-vnni")
+    template = template_for(spec, target)
+    tile = next(tile for tile in template.space(spec, target) if type(tile) is kind)
+
+    def asked(ahead: int) -> int:
+        function = template.emit(spec, msgspec.structs.replace(tile, ahead=ahead), "main")
+        return str(function.script()).count("prefetch")
+
+    assert asked(64 << 10) > asked(0)
+
+
 def test_packed_weights_count_for_what_they_are() -> None:
     """Winograd's F(4x4) has 36 words for nine bytes."""
     spec = Conv2d(1, 28, 28, 128, 128, 3, 3, pad=(1, 1, 1, 1), x="uint8", y="uint8")

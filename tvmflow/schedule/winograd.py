@@ -97,11 +97,11 @@ def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
 
     products = geo.blocks * sum(of.points * of.turns * body(of.mr) for of in geo.matrices)
     size = np.dtype(geo.dot.a_dtype).itemsize
-    weights = size * geo.points * spec.ic * spec.oc
+    weights = size * geo.weights
     first = max(products, (weights - most_ahead(cpu)) / 7)
     again = max(products, weights / (7 if weights > cpu.l3_kib * 512 else 32)) if weights > cpu.l2_kib * 512 else products
-    forward, backward = (24.0, 20.0) if tile.m == 2 else (110.0, 80.0)
-    around = geo.rows / geo.points * (ceil(spec.ic / geo.channels) * forward + geo.blocks * tile.nr * backward)
+    inputs, outputs = (24.0, 20.0) if tile.m == 2 else (110.0, 80.0)
+    around = geo.rows / geo.points * (ceil(spec.ic / geo.channels) * inputs + geo.blocks * tile.nr * outputs)
     buffer = size * geo.rows * spec.ic
     spilled = geo.blocks * buffer / 26 if buffer > cpu.l2_kib * 900 else 0.0
     # threads that share the channels of a single band write each other's patches
