@@ -22,11 +22,12 @@ SHAPES = {
     "conv3x3": {"h": 28, "w": 28, "ic": 64, "oc": 64, "kh": 3, "kw": 3, "stride": (2, 2), "pad": (1, 1, 1, 1)},
     "winograd": {"h": 28, "w": 28, "ic": 64, "oc": 64, "kh": 3, "kw": 3, "pad": (1, 1, 1, 1)},
     "conv1x1": {"h": 28, "w": 28, "ic": 128, "oc": 128},
+    "strassen": {"h": 1, "w": 128, "ic": 384, "oc": 384},
     "first": {"h": 56, "w": 56, "ic": 3, "oc": 32, "kh": 3, "kw": 3, "stride": (2, 2), "pad": (1, 1, 1, 1)},
     "dense": {"h": 1, "w": 1, "ic": 256, "oc": 128},
     "depthwise": {"h": 28, "w": 28, "ic": 64, "oc": 64, "kh": 3, "kw": 3, "pad": (1, 1, 1, 1), "groups": 64},
 }
-PRODUCTS = ("conv3x3", "winograd", "conv1x1", "first", "dense")
+PRODUCTS = ("conv3x3", "winograd", "conv1x1", "strassen", "first", "dense")
 CPUS = sorted(name for name in target_files() if get_target(name).cuda is None)
 
 INSTRUCTION = {
@@ -133,6 +134,8 @@ def reloads(body: tuple[str, ...], code: tuple[str, ...]) -> int:
 def rows(name: str, shape: str = "") -> dict[str, str]:
     """Type of the operands -> the row that a target prefers for them."""
     target = get_target(name)
+    if shape == "strassen":
+        return {"float32": target.float32[0]}
     bytewise = target.int8.dot[0]
     words = BY_NAME[bytewise].words if shape == "winograd" else ""
     return {target.int8.storage: words or bytewise, "float32": target.float32[0]}
@@ -152,7 +155,7 @@ def test_products_keep_their_sums_in_registers(name: str, shape: str) -> None:
 @pytest.mark.parametrize("name", CPUS)
 def test_the_weights_of_the_next_kernel_take_no_registers_of_the_sums(name: str) -> None:
     prefetch = re.compile(r"^prefetcht1\b|^prfm\s+pldl2keep")
-    for shape, ahead in product(("conv1x1", "winograd"), (64 << 10, 4 << 20)):
+    for shape, ahead in product(("conv1x1", "winograd", "strassen"), (64 << 10, 4 << 20)):
         for dtype, row in rows(name, shape).items():
             code = instructions(name, shape, dtype, ahead)
             body = hottest(code, INSTRUCTION[row])
@@ -183,7 +186,7 @@ def test_depthwise_rows_are_unpacked_in_their_lanes(name: str) -> None:
 @pytest.mark.parametrize("name", CPUS)
 def test_nothing_saturates_gathers_or_is_left_over(name: str, shape: str) -> None:
     """Exact on every target, and no scalar loop for the pixels and channels that a tile leaves."""
-    for dtype in rows(name):
+    for dtype in rows(name, shape):
         code = instructions(name, shape, dtype)
         assert count(code, SATURATES) == 0 and count(code, GATHERS) == 0
         for body in innermost_loops(code):

@@ -11,6 +11,7 @@ import pytest
 from tvmflow.kernels.spec import Chain, Conv2d, MatMul
 from tvmflow.schedule.ahead import Share, bytes_ahead, weight_bytes
 from tvmflow.schedule.conv2d_geometry import ConvTile
+from tvmflow.schedule.strassen import StrassenTile
 from tvmflow.schedule.template import template_for
 from tvmflow.schedule.template import weight_bytes as packed_bytes
 from tvmflow.schedule.winograd_geometry import WinogradTile
@@ -51,9 +52,16 @@ def test_a_chain_has_the_weights_of_its_stages() -> None:
     assert asked(SMALL, Chain((stage, stage)))[0] == 2 * 64 * 64 * 4
 
 
-@pytest.mark.parametrize("kind", [ConvTile, WinogradTile])
-def test_kernels_ask_for_what_they_are_told_to(kind: type) -> None:
-    spec, target = Conv2d(1, 28, 28, 128, 128, 3, 3, pad=(1, 1, 1, 1)), get_target("x86-avx512-vnni")
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        (ConvTile, Conv2d(1, 28, 28, 128, 128, 3, 3, pad=(1, 1, 1, 1))),
+        (WinogradTile, Conv2d(1, 28, 28, 128, 128, 3, 3, pad=(1, 1, 1, 1))),
+        (StrassenTile, Conv2d(1, 28, 28, 128, 128, x="float32", y="float32")),
+    ],
+)
+def test_kernels_ask_for_what_they_are_told_to(kind: type, spec: Conv2d) -> None:
+    target = get_target("x86-avx512-vnni")
     template = template_for(spec, target)
     tile = next(tile for tile in template.space(spec, target) if type(tile) is kind)
 

@@ -25,9 +25,7 @@ from tvmflow.model import Model
 from tvmflow.optimize.expr import array, is_constant
 from tvmflow.optimize.walk import Walk
 from tvmflow.schedule.ahead import bytes_ahead
-from tvmflow.schedule.conv2d_geometry import ConvTile
-from tvmflow.schedule.template import Tile, template_for, weight_bytes
-from tvmflow.schedule.winograd_geometry import WinogradTile
+from tvmflow.schedule.template import CONVOLUTIONS, Tile, template_for, weight_bytes
 from tvmflow.target import Target
 
 Lookup = Callable[[ks.Kernel, Target], Tile | None]
@@ -72,7 +70,7 @@ def schedule(model: Model, target: Target, lookup: Lookup = untuned) -> tuple[Mo
         if spec is None:
             return None
         template, tile = template_for(spec, target), tiles[spec]
-        if isinstance(tile, ConvTile | WinogradTile):
+        if type(tile) in CONVOLUTIONS:
             tile = msgspec.structs.replace(tile, ahead=ahead[walk.var])
         if (spec, tile) not in functions:
             name = kernel_name(spec)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from math import ceil, gcd
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -23,17 +23,14 @@ from numpy.typing import NDArray
 from tvm import tirx
 
 from tvmflow.kernels.spec import Conv2d
-from tvmflow.schedule import tir
+from tvmflow.schedule import cycles, tir
 from tvmflow.schedule.constants import fold_zero_point, pad_groups
 from tvmflow.schedule.conv2d_geometry import ConvTile, Geometry, geometry
 from tvmflow.schedule.conv2d_nest import Nest
-from tvmflow.schedule.intrinsics import dot_for, sse_cycles
+from tvmflow.schedule.intrinsics import dot_for
 from tvmflow.target import Cpu
 
 Array = NDArray[Any]
-
-PLACES = 4096
-"""Bytes after which an address comes to the same lines of a first-level cache again."""
 
 
 def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[ConvTile]:
@@ -67,42 +64,25 @@ def _pixel_tiles(oh: int, ow: int) -> Iterator[tuple[int, int]]:
 
 
 def estimate(spec: Conv2d, tile: ConvTile, cpu: Cpu) -> float:
-    """Cycles by a simple machine: two dot products and nearly two loads a cycle, five cycles of latency, 28 or 36 bytes from L2.
-
-    It ranks tiles. The constants were fitted to 500 measured tiles of 16 layers (Zen 5): the choice is on average within 1 %.
-    On a Zen 4, float32, it is 5 % above the best measured one (7,124 tiles of 53 layers, nine targets; the data of the fit).
-    """
+    """Cycles by the machine of schedule/cycles.py: it ranks tiles."""
     geo = geometry(spec, tile)
     dot, flat = geo.dot, geo.spec
     mr = tile.mh * tile.mw
     tiles = flat.n * ceil(flat.oh / tile.mh) * ceil(flat.ow / tile.mw)
     blocks = ceil(geo.vectors / tile.nr) * flat.groups
     steps = flat.kh * geo.taps * geo.steps
-    rpa = dot.regs_per_acc
-    vector = dot.lanes * dot.group * np.dtype(dot.b_dtype).itemsize
-    line, wide = tile.nr * vector, vector == 64
-    fresh = steps * line * (1 if tile.channels_outer else blocks)  # bytes of weights between two uses of one
-    streamed = line / (36 if wide or spec.is_integer else 28) if fresh > cpu.l1d_kib * 400 else 0.0
-    # pixels so far apart share lines of L1, of which few lie at one place: more pixels throw each other out
-    places = PLACES // gcd(flat.stride[1] * geo.channels * np.dtype(dot.a_dtype).itemsize, PLACES)
-    crowded = tile.mw / places >= (8 if wide else 6)
+    line = tile.nr * cycles.vector_bytes(dot)
+    fresh = steps * line * (1 if tile.channels_outer else blocks)
+    stride = flat.stride[1] * geo.channels * np.dtype(dot.a_dtype).itemsize
+    crowded = cycles.crowded(dot, tile.mw, stride)
 
     def step(pixels: int) -> float:
-        loads = pixels + tile.nr * rpa
-        cycles = max(pixels * tile.nr * rpa / 2, loads / 1.9, 5.0, streamed)
-        if dot.name == "sse2":  # copy, multiply, add; a pixel's word is spread, weights are widened: seven instructions a cycle
-            cycles = max(cycles, (3 * pixels * tile.nr + pixels + 3 * tile.nr + 5) / 7.3)
-        if dot.name == "fma512":  # 250 tiles of 14 layers, measured there: the choice was 4 % above the best, is 2 % now
-            cycles += 0.2 * loads + 0.1 * streamed
-        if dot.name == "sse":
-            cycles = max(cycles, sse_cycles(pixels, tile.nr, cpu.registers))
-        if crowded:
-            cycles += pixels
+        taken = cycles.of_step(dot, pixels, tile.nr, fresh, cpu) + (pixels if crowded else 0)
         if geo.shares_broadcasts and not spec.is_integer:
-            cycles += max(0, pixels * tile.nr + tile.nr + pixels + dot.temporaries - cpu.registers) / 2
-        return cycles
+            taken += max(0, pixels * tile.nr + tile.nr + pixels + dot.temporaries - cpu.registers) / 2
+        return taken
 
-    epilogue = 4.0 * rpa
+    epilogue = 4.0 * dot.regs_per_acc
     if geo.is_packed:
         whole = tile.nr % 4 == 0 and geo.outputs % dot.lanes == 0
         pieces = 0.0 if whole else 0.3 if tile.nr > 1 else 0.8  # of a vector of bytes, each a store

@@ -219,17 +219,6 @@ DOTS: tuple[Dot, ...] = (
 BY_NAME = {dot.name: dot for dot in DOTS}
 
 
-def sse_cycles(rows: int, columns: int, registers: int) -> float:
-    """Cycles of a step of ``rows * columns`` products by MULPS and ADDPS, which overwrite an operand.
-
-    Every product is multiplied, added and, but for the last use of an operand, copied; 5.2 instructions a cycle. A vector that
-    does not fit the registers costs three cycles. Fitted on a Zen 4 by a few layers, checked on 1,448 tiles of 38.
-    """
-    fewer, more = sorted((rows, columns))
-    instructions = 3 * rows * columns - more + 2 * rows + columns + 2
-    return instructions / 5.2 + 3.0 * max(0, rows * columns + fewer + 2 - registers)
-
-
 def dot_for(names: tuple[str, ...], outputs: int) -> Dot:
     """The first of ``names``, or its narrowest form that still holds a run of ``outputs`` results in one vector.
 

@@ -31,6 +31,7 @@ from tvmflow.schedule import (
     float_islands,
     matmul,
     pool,
+    strassen,
     winograd,
 )
 from tvmflow.schedule.conv2d_geometry import ConvTile
@@ -41,6 +42,7 @@ Array = NDArray[Any]
 Tile: TypeAlias = (
     ConvTile
     | winograd.WinogradTile
+    | strassen.StrassenTile
     | chain.ChainTile
     | depthwise.DepthwiseTile
     | depthwise_dot.DepthwiseDotTile
@@ -124,7 +126,7 @@ def _registers(target: Target) -> int:
     return target.cpu.registers
 
 
-CONVOLUTIONS: dict[type, Any] = {ConvTile: conv2d, winograd.WinogradTile: winograd}
+CONVOLUTIONS: dict[type, Any] = {ConvTile: conv2d, winograd.WinogradTile: winograd, strassen.StrassenTile: strassen}
 """Ways to run a convolution; each has a space, and their models are compared."""
 
 

@@ -28,13 +28,14 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
-from tvmflow.schedule.ahead import Ahead, most_ahead
+from tvmflow.schedule.ahead import most_ahead
 from tvmflow.schedule.constants import fold_zero_point
 from tvmflow.schedule.epilogue import ConvEpilogue
-from tvmflow.schedule.intrinsics import BY_NAME, DOTS, Dot, dot_for, sse_cycles
+from tvmflow.schedule.intrinsics import BY_NAME, DOTS, Dot, dot_for
 from tvmflow.schedule.packs import Cell, Packs, finish, store
+from tvmflow.schedule.products import Panel, shares, uneven
 from tvmflow.schedule.staging import Staging
-from tvmflow.schedule.winograd_geometry import Geometry, Matrices, Patches, WinogradTile, evenly
+from tvmflow.schedule.winograd_geometry import Geometry, Matrices, Patches, WinogradTile
 from tvmflow.schedule.winograd_transforms import POINTS, Vectors, backward, forward, transforms
 from tvmflow.target import Cpu
 
@@ -68,16 +69,11 @@ def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[Wino
             continue
         high, wide = ceil(spec.oh / m), ceil(spec.ow / m)
         # threads share bands; few patches make a single one, so that weights come once
-        for rows in sorted(_shares(high, high if high * wide <= FEW_PATCHES else high - 1)):
+        for rows in sorted(shares(high, high if high * wide <= FEW_PATCHES else high - 1)):
             matrices = Geometry(spec, WinogradTile(dot.name, m, rows, 1, 1)).matrices
             for nr in range(1, min(ceil(spec.oc / dot.lanes), 4) + 1):
-                for mr in sorted(set().union(*(_shares(of.rows, (registers - dot.temporaries) // nr - 1) for of in matrices))):
+                for mr in sorted(set().union(*(shares(of.rows, (registers - dot.temporaries) // nr - 1) for of in matrices))):
                     yield WinogradTile(dot.name, m, rows, mr, nr)
-
-
-def _shares(whole: int, most: int) -> set[int]:
-    """Sizes up to ``most`` of the equal shares into which ``whole`` things can be split."""
-    return {evenly(whole, size) for size in range(1, min(whole, most) + 1)}
 
 
 def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
@@ -88,25 +84,18 @@ def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
     """
     geo = Geometry(spec, tile)
     bands = spec.n * geo.bands
-
-    def body(mr: int) -> float:
-        step = max(mr * tile.nr / 2, (mr + tile.nr) / 2, 5.0)
-        if geo.dot.name == "sse":
-            step = max(step, sse_cycles(mr, tile.nr, cpu.registers))
-        return geo.steps * step + 2.0 * mr * tile.nr + 20
-
-    products = geo.blocks * sum(of.points * of.turns * body(of.mr) for of in geo.matrices)
+    products = geo.weights.blocks * sum(of.points * of.turns * geo.weights.cycles(of.mr, cpu) for of in geo.matrices)
     size = np.dtype(geo.dot.a_dtype).itemsize
-    weights = size * geo.weights
+    weights = geo.weights.bytes
     first = max(products, (weights - most_ahead(cpu)) / 7)
     again = max(products, weights / (7 if weights > cpu.l3_kib * 512 else 32)) if weights > cpu.l2_kib * 512 else products
     inputs, outputs = (24.0, 20.0) if tile.m == 2 else (110.0, 80.0)
-    around = geo.rows / geo.points * (ceil(spec.ic / geo.channels) * inputs + geo.blocks * tile.nr * outputs)
+    around = geo.rows / geo.points * (ceil(spec.ic / geo.channels) * inputs + geo.weights.blocks * tile.nr * outputs)
     buffer = size * geo.rows * spec.ic
-    spilled = geo.blocks * buffer / 26 if buffer > cpu.l2_kib * 900 else 0.0
+    spilled = geo.weights.blocks * buffer / 26 if buffer > cpu.l2_kib * 900 else 0.0
     # threads that share the channels of a single band write each other's patches
-    uneven = 1.5 if bands == 1 else 2 * ceil(bands / 2) / bands
-    return (first + (bands - 1) * again + bands * (around + spilled)) * (1 + uneven) / 2
+    longer = uneven(bands) if bands > 1 else 1.5
+    return (first + (bands - 1) * again + bands * (around + spilled)) * (1 + longer) / 2
 
 
 def ops(spec: Conv2d, tile: WinogradTile) -> int:
@@ -121,25 +110,19 @@ def ops(spec: Conv2d, tile: WinogradTile) -> int:
 
 def weight_bytes(spec: Conv2d, tile: WinogradTile) -> int:
     """Bytes of the packed weights."""
-    geo = Geometry(spec, tile)
-    return geo.weights * np.dtype(geo.dot.b_dtype).itemsize
+    return Geometry(spec, tile).weights.bytes
 
 
 def pack(spec: Conv2d, tile: WinogradTile, consts: list[Array]) -> list[Array]:
-    """``consts`` as conv2d.pack takes them, with the weight transformed, ``[blocks, points, steps, nr, lanes, group]``, flat."""
+    """``consts`` as conv2d.pack takes them, with the weight transformed and packed for its points."""
     geo = Geometry(spec, tile)
-    dot, lanes, bias = geo.dot, geo.dot.lanes, consts[1]
+    bias = consts[1]
     weight = consts[0].reshape(spec.oc, 3, 3, spec.ic)
     if spec.is_integer:
         bias = fold_zero_point(weight, bias, consts[3] - _middle(spec))
     g = geo.transforms.weight
     points = np.einsum("pa,oabc,qb->pqco", g, weight.astype(np.float64), g).reshape(geo.points, spec.ic, spec.oc)[geo.order]
-    starts = [min(v * lanes, spec.oc - lanes) for v in range(geo.vectors)]
-    vectors = np.stack([points[:, :, s : s + lanes] for s in starts], axis=2).astype(dot.b_dtype)
-    firsts = [min(b * tile.nr, geo.vectors - tile.nr) for b in range(geo.blocks)]
-    blocks = np.stack([vectors[:, :, v : v + tile.nr] for v in firsts])
-    steps = blocks.reshape(geo.blocks, geo.points, geo.steps, dot.group, tile.nr, lanes)
-    return [np.ascontiguousarray(np.moveaxis(steps, 3, 5)).reshape(-1), bias, *consts[2:]]
+    return [geo.weights.pack(points), bias, *consts[2:]]
 
 
 def _middle(spec: Conv2d) -> int:
@@ -150,7 +133,7 @@ def _middle(spec: Conv2d) -> int:
 def emit(spec: Conv2d, tile: WinogradTile, name: str) -> tirx.PrimFunc:
     """The kernel as a PrimFunc over ``x, packed weight, bias, (multiplier, quant | bounds)[, residual], y``."""
     geo = Geometry(spec, tile)
-    params = tir.conv_params(spec, (geo.weights,), geo.dot.b_dtype, spec.oc)
+    params = tir.conv_params(spec, (geo.weights.size,), geo.dot.b_dtype, spec.oc)
     return tir.prim_func(name, params, lambda *buffers: _Nest(spec, tile, geo).emit(*buffers), {})
 
 
@@ -168,7 +151,7 @@ class _Nest:
         # threads share the bands; the channels where there is one only
         self.shares_channels = tile.threads and bands == 1
         with tir.parallel_if(tile.threads, bands) as band:
-            self.visit = band * geo.blocks * geo.turns, bands * geo.blocks * geo.turns
+            self.visit = band * geo.weights.blocks * geo.turns, bands * geo.weights.blocks * geo.turns
             self.image = band // geo.bands if spec.n > 1 else 0
             self.row0 = T.Bind(tir.inside(band % geo.bands, tile.rows, geo.high))
             lines = min(tile.rows * tile.m, spec.oh)
@@ -181,11 +164,11 @@ class _Nest:
                 source, origin = staging.band(x, self.image, self.line0 - spec.pad[0], lines + 2), 0
             inputs = T.alloc_buffer((geo.in_size,), geo.dot.a_dtype, scope="global")
             self._forward(source, origin, inputs)
-            with tir.parallel_if(self.shares_channels, geo.blocks) as block:
+            with tir.parallel_if(self.shares_channels, geo.weights.blocks) as block:
                 products = T.alloc_buffer((geo.out_size,), geo.dot.acc_dtype, scope="global")
                 for matrices in geo.matrices:
                     self._multiply(matrices, inputs, block, products)
-                self._backward(products, T.Bind(tir.inside(block, tile.nr, geo.vectors)))
+                self._backward(products, T.Bind(geo.weights.vector(block)))
 
     def _vectors(self, dtype: str, lanes: int) -> Vectors:
         return Vectors(dtype, lanes, None if self.spec.is_integer else self.dot.lanewise)
@@ -217,41 +200,19 @@ class _Nest:
                         T.buffer_store(inputs, value, [tir.at(to + place, lanes)])
 
     def _multiply(self, of: Matrices, inputs: Any, block: Expr, products: Any) -> None:
-        spec, tile, geo, dot = self.spec, self.tile, self.geo, self.dot
-        lanes, everything = dot.lanes, tir.at(0, dot.lanes)
+        spec, tile, geo, lanes = self.spec, self.tile, self.geo, self.dot.lanes
         with T.serial(0, of.points) as point, T.serial(0, of.turns) as t:
             first = T.Bind(tir.inside(t, of.mr, of.rows))
-            acc = [[tir.register(lanes, dot.acc_dtype) for _ in range(tile.nr)] for _ in range(of.mr)]
-            for row in acc:
-                for cell in row:
-                    T.buffer_store(cell, tir.splat(tir.const(0, dot.acc_dtype), lanes), [everything])
             left = T.Bind(of.inputs + point * of.in_stride + first * spec.ic)
-            right = T.Bind((block * geo.points + of.first + point) * (geo.steps * geo.step))
-            vector = lanes * dot.group
-            ahead = self._ahead(of, block, point, t, right)
-            with T.serial(0, geo.steps) as k:
-                weights = [T.Bind(self.weight[tir.at(right + k * geo.step + i * vector, vector)]) for i in range(tile.nr)]
-                ahead.ask(k)
-                for m, row in enumerate(acc):
-                    a = inputs[tir.at(left + m * spec.ic + k * dot.group, dot.group)]
-                    for cell, w in zip(row, weights, strict=True):
-                        T.buffer_store(cell, dot.broadcast(cell[everything], a, w), [everything])
+            panel = Panel(geo.weights, self.weight, block, of.first + point)
+            begin, visits = self.visit
+            before = sum(m.points * m.turns for m in geo.matrices if m.first < of.first)
+            panel.ask_ahead(t, of.turns, tile.ahead, begin + block * geo.turns + before + point * of.turns + t, visits)
+            acc = panel.multiply(inputs, [left + m * spec.ic for m in range(of.mr)])
             to = T.Bind(of.products + point * of.out_stride + first * tile.nr * lanes)
             for m, row in enumerate(acc):
                 for i, cell in enumerate(row):
-                    T.buffer_store(products, cell[everything], [tir.at(to + (m * tile.nr + i) * lanes, lanes)])
-
-    def _ahead(self, of: Matrices, block: Expr, point: Expr, turn: Expr, right: Expr) -> Ahead:
-        """What a register tile asks for: of the next point's weights, and of those behind the kernel's."""
-        geo, tile = self.geo, self.tile
-        ahead = Ahead(self.weight, geo.steps)
-        ahead.share(right + geo.steps * geo.step, geo.steps * geo.step, turn, of.turns)
-        if tile.ahead:
-            begin, visits = self.visit
-            before = sum(m.points * m.turns for m in geo.matrices if m.first < of.first)
-            visit = T.Bind(begin + block * geo.turns + before + point * of.turns + turn)
-            ahead.share(geo.weights, tile.ahead // np.dtype(self.dot.b_dtype).itemsize, visit, visits)
-        return ahead
+                    T.buffer_store(products, cell[tir.at(0, lanes)], [tir.at(to + (m * tile.nr + i) * lanes, lanes)])
 
     def _backward(self, products: Any, v0: Expr) -> None:
         spec, tile, geo, lanes = self.spec, self.tile, self.geo, self.dot.lanes
@@ -263,7 +224,7 @@ class _Nest:
             for number, line, column in self._each(patches):
                 pixel = T.Bind(((self.image * spec.oh + line) * spec.ow + column) * spec.oc)
                 with T.serial(0, tile.nr) as i:
-                    channel = T.Bind(tir.inside(v0 + i, lanes, spec.oc))
+                    channel = T.Bind(geo.weights.channel(v0 + i))
                     bias = epilogue.bias_at(channel)
                     epilogue.bind_multiplier(channel)
                     start = T.Bind((number * tile.nr + i) * lanes)

@@ -15,6 +15,7 @@ import msgspec
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule.intrinsics import BY_NAME, Dot
+from tvmflow.schedule.products import Weights, evenly
 from tvmflow.schedule.winograd_transforms import Transforms, transforms
 
 
@@ -90,12 +91,7 @@ class Geometry:
         self.points = found.side**2
         self.high = ceil(spec.oh / tile.m)
         self.bands = ceil(self.high / tile.rows)
-        self.vectors = ceil(spec.oc / self.dot.lanes)
-        self.blocks = ceil(self.vectors / tile.nr)
-        self.steps = spec.ic // self.dot.group
-        self.step = tile.nr * self.dot.lanes * self.dot.group
-        """Weights of a step."""
-        self.weights = self.blocks * self.points * self.steps * self.step
+        self.weights = Weights(self.dot, self.points, spec.ic, spec.oc, tile.nr)
         # the last one of several bands is moved back inside as a whole
         down = _split(spec.oh, found) if self.bands == 1 else [(found, 0, tile.rows)]
         self.patches = [
@@ -142,8 +138,3 @@ def _split(extent: int, transforms: Transforms) -> list[tuple[Transforms, int, i
     """Patches along a line of outputs: their transforms, the number of the first, how many."""
     whole, rest = divmod(extent, transforms.m)
     return [(transforms, 0, whole), (transforms.fewer(rest), whole, 1)][: 2 if rest else 1]
-
-
-def evenly(whole: int, most: int) -> int:
-    """The largest of the fewest equal shares of ``whole`` things of which none exceeds ``most``."""
-    return ceil(whole / ceil(whole / most))

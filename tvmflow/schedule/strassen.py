@@ -1,0 +1,301 @@
+"""Pointwise convolutions and dense layers in float32 with seven products of matrices for eight.
+
+Strassen, Gaussian Elimination is not Optimal, 1969, in Winograd's form of fewer sums. The input A, the weights B and the output Y
+are halved both ways; ``Aij`` is row i of a pair of neighbouring rows, half j of the input channels, ``Bjk`` goes to half k of the
+output channels::
+
+    S1 = A10 + A11    S2 = S1 - A00     S3 = A00 - A10    S4 = A01 - S2
+    T1 = B01 - B00    T2 = B11 - T1     T3 = B11 - B01    T4 = T2 - B10
+    P = A00 B00       U = P + S2 T2     V = U + S3 T3     W = S1 T1
+    Y00 = P + A01 B10                   Y01 = U + W + S4 B11
+    Y10 = V - A11 T4                    Y11 = V + W
+
+The T are made at compile time, which makes 7/4 of the weights. What is kept of a product for the next ones is added to their
+accumulators before they leave the registers, so that the S are all that is left to do: a pass over a band of rows, into a buffer
+that stays in the cache. A register tile of ``mr`` pairs by ``nr`` vectors of channels is multiplied for each product in turn.
+
+Rounding: over 384 input channels the root mean square error against float64 is 1.8 times that of the direct kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from tvmflow.kernels.spec import Conv2d
+from tvmflow.schedule import cycles, tir
+from tvmflow.schedule.ahead import most_ahead
+from tvmflow.schedule.conv2d_geometry import flatten_pixels
+from tvmflow.schedule.epilogue import ConvEpilogue
+from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
+from tvmflow.schedule.products import Panel, Weights, evenly, shares, uneven
+from tvmflow.target import Cpu
+
+Array = NDArray[Any]
+Expr = Any
+Block: TypeAlias = tuple[int, int]
+"""Halves of a matrix: of its rows, of its columns."""
+
+FEWEST_PAIRS = 4
+"""Of a band: fewer are all sums and no products."""
+
+
+class StrassenTile(msgspec.Struct, frozen=True, tag="strassen"):
+    """Decisions of the template."""
+
+    dot: str
+    pairs: int
+    """Pairs of rows of a band."""
+    mr: int
+    """Pairs that are multiplied together."""
+    nr: int
+    threads: bool = True
+    ahead: int = 0
+    """Bytes behind the kernel's weights that it asks for (schedule/ahead.py). The network decides, not the tuner."""
+
+
+class End(msgspec.Struct, frozen=True):
+    """What a product is for: with ``plus``, which was kept, it is a block of the output, or is kept itself."""
+
+    to: Block | int
+    plus: int | None = None
+
+
+class Product(msgspec.Struct, frozen=True):
+    left: Block | int
+    """Block of the input, or number of a sum: S1 is 0."""
+    right: tuple[tuple[int, int], tuple[int, int]]
+    """How often each block of the weights is in the right operand."""
+    ends: tuple[End, ...]
+
+
+PRODUCTS = (
+    Product((0, 0), ((1, 0), (0, 0)), (End(0),)),  # P
+    Product((0, 1), ((0, 0), (1, 0)), (End((0, 0), 0),)),
+    Product(1, ((1, -1), (0, 1)), (End(0, 0),)),  # U
+    Product(2, ((0, -1), (0, 1)), (End(1, 0),)),  # V
+    Product((1, 1), ((-1, 1), (1, -1)), (End((1, 0), 1),)),
+    Product(0, ((-1, 1), (0, 0)), (End((1, 1), 1), End(0, 0))),  # U + W
+    Product(3, ((0, 0), (0, 1)), (End((0, 1), 0),)),
+)
+SUMS = 4
+TOTALS, KEPT = 2, 3
+"""Number of what is kept that no product adds to, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes that follow from a signature and a tile."""
+
+    dot: Dot
+    pixels: int
+    ic: int
+    oc: int
+    weights: Weights
+    pairs: int
+    bands: int
+    turns: int
+    """Register tiles of a band, product and block of channels."""
+    row: int
+    """Of a sum of rows, with a vector between it and the next, so that rows of a tile do not meet in one set of the cache."""
+
+
+def geometry(spec: Conv2d, tile: StrassenTile) -> Geometry:
+    flat, dot = flatten_pixels(spec), BY_NAME[tile.dot]
+    pairs = ceil(flat.w / 2)
+    return Geometry(
+        dot=dot,
+        pixels=flat.w,
+        ic=flat.ic,
+        oc=flat.oc,
+        weights=Weights(dot, len(PRODUCTS), flat.ic // 2, flat.oc // 2, tile.nr),
+        pairs=pairs,
+        bands=ceil(pairs / tile.pairs),
+        turns=ceil(tile.pairs / tile.mr),
+        row=(ceil(flat.ic // 2 / dot.lanes) + 1) * dot.lanes,
+    )
+
+
+def instruction(spec: Conv2d, names: tuple[str, ...]) -> Dot | None:
+    """What multiplies a layer, on a target that offers ``names``; None of a layer that has no halves of whole vectors."""
+    pointwise = spec.kh == spec.kw == spec.groups == 1 and spec.stride == (1, 1) and not any(spec.pad) and not spec.nchw
+    if spec.is_integer or not pointwise or spec.ic % 2 or spec.oc % 2 or spec.n * spec.h * spec.w < 2 * FEWEST_PAIRS:
+        return None
+    dot = dot_for(names, spec.oc // 2)
+    return dot if min(spec.ic, spec.oc) >= 2 * dot.lanes else None
+
+
+def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[StrassenTile]:
+    """Every tile that fits the register file, with bands of a half, a quarter, ... of the pairs."""
+    dot = instruction(spec, names)
+    if dot is None:
+        return
+    pairs = ceil(spec.n * spec.h * spec.w / 2)
+    halvings = range((pairs // FEWEST_PAIRS).bit_length())
+    for band in sorted({evenly(pairs, ceil(pairs / 2**n)) for n in halvings}):
+        for nr in range(1, min(ceil(spec.oc // 2 / dot.lanes), 5) + 1):
+            for mr in sorted(shares(band, (registers - dot.temporaries) // nr - 1)):
+                yield StrassenTile(dot.name, band, mr, nr)
+
+
+def estimate(spec: Conv2d, tile: StrassenTile, cpu: Cpu) -> float:
+    """Cycles by the machine of schedule/cycles.py: the products, beside which weights arrive, and the sums.
+
+    Fitted to 620 measured tiles of 27 layers on a Zen 4, AVX-512 and AVX2: the choice, the direct kernel's tiles among them, is
+    3 % above the best. A layer must gain 3 %, for it takes 7/4 of the memory. That threads do not get equal shares counts half:
+    kernels run on one thread too.
+    """
+    geo = geometry(spec, tile)
+    weights, dot, bands = geo.weights, geo.dot, geo.bands
+    size = np.dtype(dot.acc_dtype).itemsize
+    vector = dot.lanes * size
+    read, written = 2 * tile.pairs * spec.ic * size, SUMS * tile.pairs * geo.row * size
+    of_tile = weights.cycles(tile.mr, cpu)
+    if cycles.crowded(
+        dot, tile.mr - 1, 2 * spec.ic * size
+    ):  # three of seven products read the input itself; eight rows still fit
+        of_tile += weights.steps * tile.mr * 3 / 7
+    products = len(PRODUCTS) * weights.blocks * geo.turns * of_tile
+    sums = tile.pairs * ceil(weights.ic / dot.lanes) * vector / 64 * (14 if written < cpu.l1d_kib * 512 else 30)
+    resident = written + read < cpu.l2_kib * 900
+    again = weights.blocks * (written + read * 3 / 4) / (512 if resident else 32) + weights.bytes / 128
+    arrival = (weights.bytes - most_ahead(cpu)) / 7
+    total = max(bands * products, arrival) + bands * (sums + again) + spec.ic * spec.oc * size / 16  # as conv2d.estimate has it
+    # threads that share the channels of a single band read sums that the other one wrote
+    longer = uneven(bands) if bands > 1 else uneven(weights.blocks) * (1.1 if resident else 1.5)
+    return 1.03 * total * (1 + longer) / 2
+
+
+def ops(spec: Conv2d, tile: StrassenTile) -> int:
+    """Operations of the products, a multiply-add counted as two."""
+    geo = geometry(spec, tile)
+    return 2 * len(PRODUCTS) * geo.pairs * geo.weights.ic * geo.weights.oc
+
+
+def weight_bytes(spec: Conv2d, tile: StrassenTile) -> int:
+    """Bytes of the packed weights."""
+    return geometry(spec, tile).weights.bytes
+
+
+def pack(spec: Conv2d, tile: StrassenTile, consts: list[Array]) -> list[Array]:
+    """``consts`` are weight, bias, bounds; the weight becomes the seven right operands, packed."""
+    halves = consts[0].astype(np.float64).reshape(2, spec.oc // 2, 2, spec.ic // 2)
+    rights = np.stack([np.einsum("jk,knjc->cn", np.array(product.right), halves) for product in PRODUCTS])
+    return [geometry(spec, tile).weights.pack(rights), *consts[1:]]
+
+
+def emit(spec: Conv2d, tile: StrassenTile, name: str) -> tirx.PrimFunc:
+    """The kernel as a PrimFunc over ``x, packed weight, bias, bounds[, residual], y``."""
+    geo = geometry(spec, tile)
+    params = tir.conv_params(spec, (geo.weights.size,), geo.dot.b_dtype, spec.oc)
+    return tir.prim_func(name, params, lambda *buffers: _Nest(spec, tile, geo).emit(*buffers), {})
+
+
+class _Nest:
+    """Emits sums and products of a band; its attributes are what the pieces share."""
+
+    def __init__(self, spec: Conv2d, tile: StrassenTile, geo: Geometry) -> None:
+        self.spec, self.tile, self.geo = spec, tile, geo
+        self.lanes, self.dtype = geo.dot.lanes, geo.dot.acc_dtype
+        # threads share the bands; the channels where there is one only
+        self.shares_channels = tile.threads and geo.bands == 1
+
+    def emit(self, x: Any, weight: Any, bias: Any, *rest: Any) -> None:
+        tile, geo = self.tile, self.geo
+        self.x, self.weight, self.y = x, weight, rest[-1]
+        with tir.parallel_if(tile.threads, geo.bands) as band:
+            self.band, self.pair0 = band, T.Bind(tir.inside(band, tile.pairs, geo.pairs))
+            self.sums = T.alloc_buffer((SUMS * tile.pairs * geo.row,), self.dtype, scope="global")
+            self._sum()
+            with tir.parallel_if(self.shares_channels, geo.weights.blocks) as block:
+                self.kept = T.alloc_buffer((KEPT * geo.turns * tile.mr * tile.nr * self.lanes,), self.dtype, scope="global")
+                self.epilogue = ConvEpilogue(self.spec, bias, rest[:-1], self.lanes, self.dtype)
+                for number in range(len(PRODUCTS)):
+                    with T.serial(0, geo.turns) as turn:
+                        self._multiply(number, block, turn)
+
+    def _line(self, pair: Expr, lower: int) -> Expr:
+        """Row of a pair; of rows that are odd the last one is both of its pair."""
+        row = (self.pair0 + pair) * 2 + lower
+        return tirx.min(row, self.geo.pixels - 1) if lower and self.geo.pixels % 2 else row
+
+    def _sum(self) -> None:
+        geo, lanes, half = self.geo, self.lanes, self.geo.weights.ic
+        with tir.parallel_if(self.shares_channels, self.tile.pairs) as pair, T.serial(0, ceil(half / lanes)) as v:
+            channel = T.Bind(tir.inside(v, lanes, half))
+            starts = [T.Bind(self._line(pair, i) * geo.ic + j * half + channel) for i, j in product((0, 1), (0, 1))]
+            a00, a01, a10, a11 = (T.Bind(self.x[tir.at(start, lanes)]) for start in starts)
+            s1 = T.Bind(a10 + a11)
+            s2 = T.Bind(s1 - a00)
+            for number, value in enumerate((s1, s2, a00 - a10, a01 - s2)):
+                T.buffer_store(self.sums, value, [tir.at((number * self.tile.pairs + pair) * geo.row + channel, lanes)])
+
+    def _multiply(self, number: int, block: Expr, turn: Expr) -> None:
+        tile, geo, of = self.tile, self.geo, PRODUCTS[number]
+        first = T.Bind(tir.inside(turn, tile.mr, tile.pairs))
+        panel = Panel(geo.weights, self.weight, block, number)
+        tiles = geo.weights.blocks * len(PRODUCTS) * geo.turns
+        visit = self.band * tiles + (block * len(PRODUCTS) + number) * geo.turns + turn
+        panel.ask_ahead(turn, geo.turns, tile.ahead, visit, geo.bands * tiles)
+        acc = panel.multiply(*self._left(of.left, first))
+        for end in of.ends:
+            values = [[cell[tir.at(0, self.lanes)] for cell in row] for row in acc]
+            if end.plus is not None:
+                values = [
+                    [v + self.kept[self._kept(end.plus, turn, m, i)] for i, v in enumerate(row)] for m, row in enumerate(values)
+                ]
+            if isinstance(end.to, tuple):
+                self._give(end.to, block, turn, values)
+            else:
+                self._keep(end.to, turn, values)
+
+    def _left(self, left: Block | int, first: Expr) -> tuple[Any, list[Expr]]:
+        """Buffer of a left operand, and where the rows of a register tile begin in it."""
+        tile, geo = self.tile, self.geo
+        if isinstance(left, int):
+            start = T.Bind((left * tile.pairs + first) * geo.row)
+            return self.sums, [start + m * geo.row for m in range(tile.mr)]
+        lower, half = left
+        start = T.Bind(((self.pair0 + first) * 2 + lower) * geo.ic + half * geo.weights.ic)
+        rows = [start + m * 2 * geo.ic for m in range(tile.mr - 1)]
+        return self.x, [*rows, T.Bind(self._line(first + tile.mr - 1, lower) * geo.ic + half * geo.weights.ic)]
+
+    def _kept(self, number: int, turn: Expr, m: Expr, i: int) -> Expr:
+        """Place of a vector that is kept. Where register tiles overlap each has its own, for it adds to what it finds."""
+        row = (number * self.geo.turns + turn) * self.tile.mr + m
+        return tir.at((row * self.tile.nr + i) * self.lanes, self.lanes)
+
+    def _keep(self, number: int, turn: Expr, values: list[list[Expr]]) -> None:
+        for m, row in enumerate(values):
+            for i, value in enumerate(row):
+                T.buffer_store(self.kept, value, [self._kept(number, turn, m, i)])
+
+    def _give(self, to: Block, block: Expr, turn: Expr, values: list[list[Expr]]) -> None:
+        """Finishes and stores a block of the output."""
+        geo, (lower, half) = self.geo, to
+        first, vector = T.Bind(tir.inside(turn, self.tile.mr, self.tile.pairs)), T.Bind(geo.weights.vector(block))
+        channels = [T.Bind(geo.weights.channel(vector + i) + half * geo.weights.oc) for i in range(self.tile.nr)]
+        biases = [self.epilogue.bias_at(channel) for channel in channels]
+
+        def store(m: Expr, row: list[Expr]) -> None:
+            line = T.Bind(self._line(first + m, lower) * geo.oc)
+            for channel, bias, value in zip(channels, biases, row, strict=True):
+                self.epilogue.store(self.y, line + channel, T.Bind(value + bias))
+
+        if not self.spec.activation:
+            for m, row in enumerate(values):
+                store(m, row)
+            return
+        # a function for every register of four blocks is more code than LLVM and the caches like: GELU took 3 s to compile
+        self._keep(TOTALS, turn, values)
+        with T.serial(0, self.tile.mr) as m:
+            store(m, [self.kept[self._kept(TOTALS, turn, m, i)] for i in range(self.tile.nr)])
