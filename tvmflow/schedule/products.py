@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tvm.tirx.script.builder import ir as T
 
 from tvmflow.schedule import cycles, tir
-from tvmflow.schedule.ahead import Ahead
+from tvmflow.schedule.ahead import Ahead, most_ahead
 from tvmflow.schedule.intrinsics import Dot
 from tvmflow.target import Cpu
 
@@ -69,6 +69,16 @@ class Weights:
         """Of a register tile of as many rows, by the machine of schedule/cycles.py."""
         fresh = self.panel * np.dtype(self.dot.b_dtype).itemsize
         return self.steps * cycles.of_step(self.dot, rows, self.nr, fresh, cpu) + 3.0 * rows * self.nr + 23
+
+    def passes(self, products: float, bands: int, cpu: Cpu) -> float:
+        """Cycles of ``bands`` of which each has ``products`` to compute while the weights arrive.
+
+        They come from memory at 7 bytes a cycle for the first band, but for what the kernel before asks for, and from L3 at 32
+        for the next.
+        """
+        first = max(products, (self.bytes - most_ahead(cpu)) / 7)
+        again = max(products, self.bytes / (7 if self.bytes > cpu.l3_kib * 512 else 32))
+        return first + (bands - 1) * (again if self.bytes > cpu.l2_kib * 512 else products)
 
     def pack(self, matrices: Array) -> Array:
         """``matrices [count, ic, oc]`` as they lie in memory."""

@@ -33,11 +33,10 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import cycles, tir
-from tvmflow.schedule.ahead import most_ahead
 from tvmflow.schedule.conv2d_geometry import flatten_pixels
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
-from tvmflow.schedule.products import Panel, Weights, evenly, shares, uneven
+from tvmflow.schedule.products import Panel, Weights, shares, uneven
 from tvmflow.target import Cpu
 
 Array = NDArray[Any]
@@ -45,8 +44,10 @@ Expr = Any
 Block: TypeAlias = tuple[int, int]
 """Halves of a matrix: of its rows, of its columns."""
 
+FEWEST_BANDS = 4
+"""Threads share bands: to share the channels of one they would read sums that others wrote, which takes up to a third longer."""
 FEWEST_PAIRS = 4
-"""Of a band: fewer are all sums and no products."""
+"""Of a band."""
 
 
 class StrassenTile(msgspec.Struct, frozen=True, tag="strassen"):
@@ -128,51 +129,58 @@ def geometry(spec: Conv2d, tile: StrassenTile) -> Geometry:
 def instruction(spec: Conv2d, names: tuple[str, ...]) -> Dot | None:
     """What multiplies a layer, on a target that offers ``names``; None of a layer that has no halves of whole vectors."""
     pointwise = spec.kh == spec.kw == spec.groups == 1 and spec.stride == (1, 1) and not any(spec.pad) and not spec.nchw
-    if spec.is_integer or not pointwise or spec.ic % 2 or spec.oc % 2 or spec.n * spec.h * spec.w < 2 * FEWEST_PAIRS:
+    if (
+        spec.is_integer
+        or not pointwise
+        or spec.ic % 2
+        or spec.oc % 2
+        or spec.n * spec.h * spec.w < 2 * FEWEST_BANDS * FEWEST_PAIRS
+    ):
         return None
     dot = dot_for(names, spec.oc // 2)
     return dot if min(spec.ic, spec.oc) >= 2 * dot.lanes else None
 
 
 def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[StrassenTile]:
-    """Every tile that fits the register file, with bands of a half, a quarter, ... of the pairs."""
+    """Every tile that fits the register file, with bands for four threads and more."""
     dot = instruction(spec, names)
     if dot is None:
         return
-    pairs = ceil(spec.n * spec.h * spec.w / 2)
-    halvings = range((pairs // FEWEST_PAIRS).bit_length())
-    for band in sorted({evenly(pairs, ceil(pairs / 2**n)) for n in halvings}):
+    for pairs in dict.fromkeys(_bands(ceil(spec.n * spec.h * spec.w / 2))):
         for nr in range(1, min(ceil(spec.oc // 2 / dot.lanes), 5) + 1):
-            for mr in sorted(shares(band, (registers - dot.temporaries) // nr - 1)):
-                yield StrassenTile(dot.name, band, mr, nr)
+            for mr in sorted(shares(pairs, (registers - dot.temporaries) // nr - 1)):
+                yield StrassenTile(dot.name, pairs, mr, nr)
+
+
+def _bands(pairs: int) -> Iterator[int]:
+    """Pairs of a band: of 4 to 7 bands, 8 to 15, ..., as many as do the fewest pairs twice."""
+    fewest = FEWEST_BANDS
+    while pairs // fewest >= FEWEST_PAIRS:
+        yield min((ceil(pairs / n) for n in range(fewest, 2 * fewest)), key=lambda size: ceil(pairs / size) * size)
+        fewest *= 2
 
 
 def estimate(spec: Conv2d, tile: StrassenTile, cpu: Cpu) -> float:
-    """Cycles by the machine of schedule/cycles.py: the products, beside which weights arrive, and the sums.
+    """Cycles by the machine of schedule/cycles.py: the products, beside which weights arrive, the sums, operands beyond L2.
 
-    Fitted to 620 measured tiles of 27 layers on a Zen 4, AVX-512 and AVX2: the choice, the direct kernel's tiles among them, is
-    3 % above the best. A layer must gain 3 %, for it takes 7/4 of the memory. That threads do not get equal shares counts half:
-    kernels run on one thread too.
+    Fitted to 620 measured tiles of 27 layers on a Zen 4, AVX-512 and AVX2. A layer must gain 3 %, for it takes 7/4 of the memory.
+    That two threads do not get equal shares of the bands counts half: kernels run on one thread too.
     """
     geo = geometry(spec, tile)
-    weights, dot, bands = geo.weights, geo.dot, geo.bands
+    weights, dot = geo.weights, geo.dot
     size = np.dtype(dot.acc_dtype).itemsize
-    vector = dot.lanes * size
     read, written = 2 * tile.pairs * spec.ic * size, SUMS * tile.pairs * geo.row * size
     of_tile = weights.cycles(tile.mr, cpu)
-    if cycles.crowded(
-        dot, tile.mr - 1, 2 * spec.ic * size
-    ):  # three of seven products read the input itself; eight rows still fit
+    # three of seven products read the input itself, of which eight rows do not crowd
+    if cycles.crowded(dot, tile.mr - 1, 2 * spec.ic * size):
         of_tile += weights.steps * tile.mr * 3 / 7
     products = len(PRODUCTS) * weights.blocks * geo.turns * of_tile
-    sums = tile.pairs * ceil(weights.ic / dot.lanes) * vector / 64 * (14 if written < cpu.l1d_kib * 512 else 30)
-    resident = written + read < cpu.l2_kib * 900
-    again = weights.blocks * (written + read * 3 / 4) / (512 if resident else 32) + weights.bytes / 128
-    arrival = (weights.bytes - most_ahead(cpu)) / 7
-    total = max(bands * products, arrival) + bands * (sums + again) + spec.ic * spec.oc * size / 16  # as conv2d.estimate has it
-    # threads that share the channels of a single band read sums that the other one wrote
-    longer = uneven(bands) if bands > 1 else uneven(weights.blocks) * (1.1 if resident else 1.5)
-    return 1.03 * total * (1 + longer) / 2
+    lines = tile.pairs * ceil(weights.ic / dot.lanes) * dot.lanes * size / tir.CACHE_LINE
+    sums = lines * (14 if written < cpu.l1d_kib * 512 else 30)
+    left = weights.blocks * (written + read * 3 / 4) / (512 if written + read < cpu.l2_kib * 900 else 32)
+    bands = weights.passes(products, geo.bands, cpu) + geo.bands * (sums + left + weights.bytes / 128)
+    arrival = spec.ic * spec.oc * size / 16  # as conv2d.estimate counts it
+    return 1.03 * (bands + arrival) * (1 + uneven(geo.bands)) / 2
 
 
 def ops(spec: Conv2d, tile: StrassenTile) -> int:
@@ -206,8 +214,6 @@ class _Nest:
     def __init__(self, spec: Conv2d, tile: StrassenTile, geo: Geometry) -> None:
         self.spec, self.tile, self.geo = spec, tile, geo
         self.lanes, self.dtype = geo.dot.lanes, geo.dot.acc_dtype
-        # threads share the bands; the channels where there is one only
-        self.shares_channels = tile.threads and geo.bands == 1
 
     def emit(self, x: Any, weight: Any, bias: Any, *rest: Any) -> None:
         tile, geo = self.tile, self.geo
@@ -216,7 +222,7 @@ class _Nest:
             self.band, self.pair0 = band, T.Bind(tir.inside(band, tile.pairs, geo.pairs))
             self.sums = T.alloc_buffer((SUMS * tile.pairs * geo.row,), self.dtype, scope="global")
             self._sum()
-            with tir.parallel_if(self.shares_channels, geo.weights.blocks) as block:
+            with T.serial(0, geo.weights.blocks) as block:
                 self.kept = T.alloc_buffer((KEPT * geo.turns * tile.mr * tile.nr * self.lanes,), self.dtype, scope="global")
                 self.epilogue = ConvEpilogue(self.spec, bias, rest[:-1], self.lanes, self.dtype)
                 for number in range(len(PRODUCTS)):
@@ -230,7 +236,7 @@ class _Nest:
 
     def _sum(self) -> None:
         geo, lanes, half = self.geo, self.lanes, self.geo.weights.ic
-        with tir.parallel_if(self.shares_channels, self.tile.pairs) as pair, T.serial(0, ceil(half / lanes)) as v:
+        with T.serial(0, self.tile.pairs) as pair, T.serial(0, ceil(half / lanes)) as v:
             channel = T.Bind(tir.inside(v, lanes, half))
             starts = [T.Bind(self._line(pair, i) * geo.ic + j * half + channel) for i, j in product((0, 1), (0, 1))]
             a00, a01, a10, a11 = (T.Bind(self.x[tir.at(start, lanes)]) for start in starts)

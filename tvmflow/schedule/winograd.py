@@ -28,7 +28,6 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import tir
-from tvmflow.schedule.ahead import most_ahead
 from tvmflow.schedule.constants import fold_zero_point
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, DOTS, Dot, dot_for
@@ -77,25 +76,20 @@ def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[Wino
 
 
 def estimate(spec: Conv2d, tile: WinogradTile, cpu: Cpu) -> float:
-    """Cycles by the machine of conv2d.estimate: the products, beside which weights arrive, the transforms, and patches beyond L2.
+    """Cycles by the machine of schedule/cycles.py: the products, beside which weights arrive, the transforms, patches beyond L2.
 
-    Weights come from memory at 7 bytes a cycle for the first band, but for what the kernel before asks for, and from L3 at 32 for
-    the next. That two threads do not get equal shares of the bands counts half: kernels run on one thread too.
+    That two threads do not get equal shares of the bands counts half: kernels run on one thread too.
     """
     geo = Geometry(spec, tile)
     bands = spec.n * geo.bands
     products = geo.weights.blocks * sum(of.points * of.turns * geo.weights.cycles(of.mr, cpu) for of in geo.matrices)
-    size = np.dtype(geo.dot.a_dtype).itemsize
-    weights = geo.weights.bytes
-    first = max(products, (weights - most_ahead(cpu)) / 7)
-    again = max(products, weights / (7 if weights > cpu.l3_kib * 512 else 32)) if weights > cpu.l2_kib * 512 else products
     inputs, outputs = (24.0, 20.0) if tile.m == 2 else (110.0, 80.0)
     around = geo.rows / geo.points * (ceil(spec.ic / geo.channels) * inputs + geo.weights.blocks * tile.nr * outputs)
-    buffer = size * geo.rows * spec.ic
+    buffer = geo.rows * spec.ic * np.dtype(geo.dot.a_dtype).itemsize
     spilled = geo.weights.blocks * buffer / 26 if buffer > cpu.l2_kib * 900 else 0.0
     # threads that share the channels of a single band write each other's patches
     longer = uneven(bands) if bands > 1 else 1.5
-    return (first + (bands - 1) * again + bands * (around + spilled)) * (1 + longer) / 2
+    return (geo.weights.passes(products, bands, cpu) + bands * (around + spilled)) * (1 + longer) / 2
 
 
 def ops(spec: Conv2d, tile: WinogradTile) -> int:
