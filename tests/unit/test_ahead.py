@@ -57,7 +57,7 @@ def test_a_chain_has_the_weights_of_its_stages() -> None:
     [
         (ConvTile, Conv2d(1, 28, 28, 128, 128, 3, 3, pad=(1, 1, 1, 1))),
         (WinogradTile, Conv2d(1, 28, 28, 128, 128, 3, 3, pad=(1, 1, 1, 1))),
-        (StrassenTile, Conv2d(1, 28, 28, 128, 128, x="float32", y="float32")),
+        (StrassenTile, Conv2d(1, 1, 128, 256, 256, x="float32", y="float32")),
     ],
 )
 def test_kernels_ask_for_what_they_are_told_to(kind: type, spec: Conv2d) -> None:
