@@ -18,7 +18,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Chain, Conv2d
 from tvmflow.schedule import conv2d, depthwise_float, tir
-from tvmflow.schedule.conv2d_geometry import ConvTile, Geometry
+from tvmflow.schedule.conv2d_geometry import ConvTile, Geometry, is_pointwise
 from tvmflow.schedule.conv2d_nest import Line, Nest
 from tvmflow.schedule.intrinsics import BY_NAME
 from tvmflow.target import Cpu
@@ -183,11 +183,6 @@ def _way(stage: Conv2d) -> Any:
 
 def _span(stage: Conv2d) -> int:
     return (stage.kh - 1) * stage.dilation[0] + 1
-
-
-def is_pointwise(stage: Conv2d) -> bool:
-    """Whether a row of outputs needs one row of inputs and nothing else."""
-    return stage.kh == stage.kw == 1 and stage.stride == (1, 1) and not any(stage.pad) and stage.groups == 1 and not stage.nchw
 
 
 def _row_spec(stage: Conv2d) -> Conv2d:

@@ -135,7 +135,15 @@ def _skips_padding(geo: Geometry, tile: ConvTile) -> bool:
 
 def flatten_pixels(spec: Conv2d) -> Conv2d:
     """A pointwise convolution sees one long row of pixels, whatever the image's shape."""
-    pointwise = spec.kh == spec.kw == 1 and spec.stride == (1, 1) and not any(spec.pad) and not spec.nchw
-    if not pointwise:
+    if not _sees_one_pixel(spec):
         return spec
     return msgspec.structs.replace(spec, n=1, h=1, w=spec.n * spec.h * spec.w)
+
+
+def is_pointwise(spec: Conv2d) -> bool:
+    """Whether an output is a product with all channels of one pixel."""
+    return _sees_one_pixel(spec) and spec.groups == 1
+
+
+def _sees_one_pixel(spec: Conv2d) -> bool:
+    return spec.kh == spec.kw == 1 and spec.stride == (1, 1) and not any(spec.pad) and not spec.nchw

@@ -17,7 +17,7 @@ from tvmflow.kernels import spec as ks
 from tvmflow.kernels.call import kernel_args, kernel_call, kernel_of
 from tvmflow.model import Model
 from tvmflow.optimize.walk import Walk, rewrite
-from tvmflow.schedule.chain import is_pointwise
+from tvmflow.schedule.conv2d_geometry import is_pointwise
 from tvmflow.target import Target
 
 SHORTEST_ROW = 28

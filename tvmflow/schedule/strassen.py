@@ -34,7 +34,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tvmflow.kernels.spec import Conv2d
 from tvmflow.schedule import cycles, tir
-from tvmflow.schedule.conv2d_geometry import flatten_pixels
+from tvmflow.schedule.conv2d_geometry import is_pointwise
 from tvmflow.schedule.epilogue import ConvEpilogue
 from tvmflow.schedule.intrinsics import BY_NAME, Dot, dot_for
 from tvmflow.schedule.products import Panel, Weights, shares, uneven
@@ -101,10 +101,7 @@ TOTALS, KEPT = 2, 3
 class Geometry:
     """Sizes that follow from a signature and a tile."""
 
-    dot: Dot
     pixels: int
-    ic: int
-    oc: int
     weights: Weights
     pairs: int
     bands: int
@@ -115,27 +112,23 @@ class Geometry:
 
 
 def geometry(spec: Conv2d, tile: StrassenTile) -> Geometry:
-    flat, dot = flatten_pixels(spec), BY_NAME[tile.dot]
-    pairs = ceil(flat.w / 2)
+    dot, pixels = BY_NAME[tile.dot], spec.n * spec.h * spec.w
+    pairs = ceil(pixels / 2)
     return Geometry(
-        dot=dot,
-        pixels=flat.w,
-        ic=flat.ic,
-        oc=flat.oc,
-        weights=Weights(dot, len(PRODUCTS), flat.ic // 2, flat.oc // 2, tile.nr),
+        pixels=pixels,
+        weights=Weights(dot, len(PRODUCTS), spec.ic // 2, spec.oc // 2, tile.nr),
         pairs=pairs,
         bands=ceil(pairs / tile.pairs),
         turns=ceil(tile.pairs / tile.mr),
-        row=(ceil(flat.ic // 2 / dot.lanes) + 1) * dot.lanes,
+        row=(ceil(spec.ic // 2 / dot.lanes) + 1) * dot.lanes,
     )
 
 
 def instruction(spec: Conv2d, names: tuple[str, ...]) -> Dot | None:
     """What multiplies a layer, on a target that offers ``names``; None of a layer that is too small or has no halves."""
-    pointwise = spec.kh == spec.kw == spec.groups == 1 and spec.stride == (1, 1) and not any(spec.pad) and not spec.nchw
     large = spec.n * spec.h * spec.w >= 2 * FEWEST_BANDS * FEWEST_PAIRS and min(spec.ic, spec.oc) >= FEWEST_CHANNELS
     halves = spec.ic % 2 == spec.oc % 2 == 0
-    return dot_for(names, spec.oc // 2) if not spec.is_integer and pointwise and large and halves else None
+    return dot_for(names, spec.oc // 2) if not spec.is_integer and is_pointwise(spec) and large and halves else None
 
 
 def space(spec: Conv2d, names: tuple[str, ...], registers: int) -> Iterator[StrassenTile]:
@@ -164,7 +157,7 @@ def estimate(spec: Conv2d, tile: StrassenTile, cpu: Cpu) -> float:
     That two threads do not get equal shares of the bands counts half: kernels run on one thread too.
     """
     geo = geometry(spec, tile)
-    weights, dot = geo.weights, geo.dot
+    weights, dot = geo.weights, geo.weights.dot
     size = np.dtype(dot.acc_dtype).itemsize
     read, written = 2 * tile.pairs * spec.ic * size, SUMS * tile.pairs * geo.row * size
     of_tile = weights.cycles(tile.mr, cpu)
@@ -204,7 +197,7 @@ def pack(spec: Conv2d, tile: StrassenTile, consts: list[Array]) -> list[Array]:
 def emit(spec: Conv2d, tile: StrassenTile, name: str) -> tirx.PrimFunc:
     """The kernel as a PrimFunc over ``x, packed weight, bias, bounds[, residual], y``."""
     geo = geometry(spec, tile)
-    params = tir.conv_params(spec, (geo.weights.size,), geo.dot.b_dtype, spec.oc)
+    params = tir.conv_params(spec, (geo.weights.size,), geo.weights.dot.b_dtype, spec.oc)
     return tir.prim_func(name, params, lambda *buffers: _Nest(spec, tile, geo).emit(*buffers), {})
 
 
@@ -213,7 +206,7 @@ class _Nest:
 
     def __init__(self, spec: Conv2d, tile: StrassenTile, geo: Geometry) -> None:
         self.spec, self.tile, self.geo = spec, tile, geo
-        self.lanes, self.dtype = geo.dot.lanes, geo.dot.acc_dtype
+        self.lanes, self.dtype = geo.weights.dot.lanes, geo.weights.dot.acc_dtype
 
     def emit(self, x: Any, weight: Any, bias: Any, *rest: Any) -> None:
         tile, geo = self.tile, self.geo
@@ -238,7 +231,7 @@ class _Nest:
         geo, lanes, half = self.geo, self.lanes, self.geo.weights.ic
         with T.serial(0, self.tile.pairs) as pair, T.serial(0, ceil(half / lanes)) as v:
             channel = T.Bind(tir.inside(v, lanes, half))
-            starts = [T.Bind(self._line(pair, i) * geo.ic + j * half + channel) for i, j in product((0, 1), (0, 1))]
+            starts = [T.Bind(self._line(pair, i) * self.spec.ic + j * half + channel) for i, j in product((0, 1), (0, 1))]
             a00, a01, a10, a11 = (T.Bind(self.x[tir.at(start, lanes)]) for start in starts)
             s1 = T.Bind(a10 + a11)
             s2 = T.Bind(s1 - a00)
@@ -258,7 +251,7 @@ class _Nest:
             if end.plus is not None:
                 values = [[v + self._kept(end.plus, turn, m, i) for i, v in enumerate(row)] for m, row in enumerate(values)]
             if isinstance(end.to, tuple):
-                self._give(end.to, block, turn, values)
+                self._give(end.to, block, turn, first, values)
             else:
                 self._keep(end.to, turn, values)
 
@@ -269,9 +262,9 @@ class _Nest:
             start = T.Bind((left * tile.pairs + first) * geo.row)
             return self.sums, [start + m * geo.row for m in range(tile.mr)]
         lower, half = left
-        start = T.Bind(((self.pair0 + first) * 2 + lower) * geo.ic + half * geo.weights.ic)
-        rows = [start + m * 2 * geo.ic for m in range(tile.mr - 1)]
-        return self.x, [*rows, T.Bind(self._line(first + tile.mr - 1, lower) * geo.ic + half * geo.weights.ic)]
+        start = T.Bind(((self.pair0 + first) * 2 + lower) * self.spec.ic + half * geo.weights.ic)
+        rows = [start + m * 2 * self.spec.ic for m in range(tile.mr - 1)]
+        return self.x, [*rows, T.Bind(self._line(first + tile.mr - 1, lower) * self.spec.ic + half * geo.weights.ic)]
 
     def _place(self, number: int, turn: Expr, m: Expr, i: int) -> Expr:
         """Of a vector that is kept. Where register tiles overlap each has its own, for it adds to what it finds."""
@@ -286,15 +279,15 @@ class _Nest:
             for i, value in enumerate(row):
                 T.buffer_store(self.kept, value, [self._place(number, turn, m, i)])
 
-    def _give(self, to: Block, block: Expr, turn: Expr, values: list[list[Expr]]) -> None:
+    def _give(self, to: Block, block: Expr, turn: Expr, first: Expr, values: list[list[Expr]]) -> None:
         """Finishes and stores a block of the output."""
         geo, (lower, half) = self.geo, to
-        first, vector = T.Bind(tir.inside(turn, self.tile.mr, self.tile.pairs)), T.Bind(geo.weights.vector(block))
+        vector = T.Bind(geo.weights.vector(block))
         channels = [T.Bind(geo.weights.channel(vector + i) + half * geo.weights.oc) for i in range(self.tile.nr)]
         biases = [self.epilogue.bias_at(channel) for channel in channels]
 
         def store(m: Expr, row: list[Expr]) -> None:
-            line = T.Bind(self._line(first + m, lower) * geo.oc)
+            line = T.Bind(self._line(first + m, lower) * self.spec.oc)
             for channel, bias, value in zip(channels, biases, row, strict=True):
                 self.epilogue.store(self.y, line + channel, T.Bind(value + bias))
 
